@@ -117,7 +117,9 @@ async def test_whatever_step_fails(lab: Lab, what: str) -> None:
                     assert failed.reason in ("not-permitted", "refused", "lost", "address-taken", "interface-taken")
                     assert FAULT.has_struck
                     sentences.add(failed.sentence)
-                    await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
+                    await eventually(
+                        lambda: keeper.report.in_sync and not keeper.report.leaving, lambda: str(keeper.report)
+                    )
                     assert (node.state(), one.place.state()) == (before, inside), f"step {place}"
                 else:
                     FAULT.strike_at(-1, "")

@@ -9,7 +9,7 @@ from netloom.kernel.endpoints.alias import read_alias
 from netloom.kernel.endpoints.endpoint import Endpoint
 from netloom.kernel.endpoints.inside import asked
 from netloom.kernel.endpoints.row_messages import gateway_of
-from netloom.kernel.endpoints.wiring import DEFAULT_MTU, look, ways
+from netloom.kernel.endpoints.wiring import DEFAULT_MTU, look
 from netloom.kernel.mac import Mac, format_mac
 from netloom.kernel.netlink.links import read_address
 from netloom.kernel.netlink.sockets import CommandSocket, read_all
@@ -32,7 +32,7 @@ def _here(commands: CommandSocket, endpoint: Endpoint) -> Iterator[str]:
     for step in steps(endpoint, end):
         yield f"its device on the node needs `{step.text}`"
     found = _neighbours(commands, end.ifindex)
-    for address, ifindex, own in ways(commands, endpoint.addresses):
+    for address, ifindex, own in row_messages.ways(commands, endpoint.addresses):
         if own or ifindex != end.ifindex:
             where = "the node itself" if own else row_messages.device_name(ifindex) if ifindex else "nowhere"
             yield f"{format_address(address)} leads to {where} and not to {end.name}"

@@ -17,13 +17,13 @@ import structlog
 
 from netloom.cidr import Address, format_address
 from netloom.kernel.endpoints import row_messages
-from netloom.kernel.endpoints.carrier import CARRIER_SECONDS, still_silent
 from netloom.kernel.endpoints.checking import differences
 from netloom.kernel.endpoints.doors import Door, door_to
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, Wired, WiringFailed, device_of
 from netloom.kernel.endpoints.part import EndpointsPart
 from netloom.kernel.endpoints.plan import planned_changes
 from netloom.kernel.endpoints.reader import read_everything, remains
+from netloom.kernel.endpoints.readiness import READY_SECONDS, still_lacking
 from netloom.kernel.endpoints.reaping import delete_ends
 from netloom.kernel.endpoints.row_messages import numbered
 from netloom.kernel.endpoints.wiring import Made, Wiring
@@ -99,8 +99,8 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         own, within = _kept(endpoint, netns, inside)
         try:
             made = await self._make_room_and_wire(endpoint, own, within)
-            if made.silent:
-                await self._until_both_can_send(endpoint, within)
+            if made.lacking:
+                await self._until_packets_pass(endpoint, within)
         finally:
             os.close(own)
             os.close(within)
@@ -147,14 +147,13 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         self._begun.set()  # it is to be kept, though nothing may have been handed over yet
         return made
 
-    async def _until_both_can_send(self, endpoint: Endpoint, inside: int) -> None:
+    async def _until_packets_pass(self, endpoint: Endpoint, inside: int) -> None:
         """While others are wired. Raises WiringFailed; nothing is left then, nor where it is cancelled."""
-        pause, until = 0.001, time.monotonic() + CARRIER_SECONDS
+        pause, until = 0.001, time.monotonic() + READY_SECONDS
         try:
-            while silent := await self._silent(endpoint, inside):
+            while lacking := await self._lacking(endpoint, inside):
                 if time.monotonic() > until:
-                    why = f"{silent} is up, and cannot send after {CARRIER_SECONDS:g} s: it has no carrier"
-                    raise WiringFailed("refused", f"{endpoint}: {why}")
+                    raise WiringFailed("refused", f"{endpoint}: after {READY_SECONDS:g} s {lacking}")
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 0.05)
         except BaseException:
@@ -162,10 +161,10 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
                 await _to_the_end(self.unwire(endpoint.container, endpoint.interface))
             raise
 
-    async def _silent(self, endpoint: Endpoint, inside: int) -> str:
-        """The end that cannot send yet; "" if both can. Raises WiringFailed."""
+    async def _lacking(self, endpoint: Endpoint, inside: int) -> str:
+        """What packets have to wait for yet. Raises WiringFailed."""
         worker = await self._ready(endpoint)
-        return await _to_the_end(worker.call(lambda commands: still_silent(commands, inside, endpoint)))
+        return await _to_the_end(worker.call(lambda commands: still_lacking(commands, inside, endpoint)))
 
     def _refuse_what_others_have(self, endpoint: Endpoint) -> None:
         for address in endpoint.addresses:

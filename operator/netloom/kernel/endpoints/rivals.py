@@ -11,7 +11,6 @@ from netloom.cidr import Cidr, format_address
 from netloom.kernel.endpoints import row_messages
 from netloom.kernel.endpoints.row_messages import METRIC, RouteKey, SeenPodRoute
 from netloom.kernel.endpoints.rows import Rows
-from netloom.kernel.endpoints.wiring import ways
 from netloom.kernel.keeper.part import Attempt, RefusedEntry, Worker
 from netloom.kernel.keeper.retries import Item
 from netloom.kernel.netlink.sockets import BATCH
@@ -49,7 +48,7 @@ class RivalPodRoutes:
         addresses, refused = list(keys), []
         for at in range(0, len(addresses), BATCH):
             some = addresses[at : at + BATCH]
-            for address, ifindex, own in await worker.call(partial(ways, addresses=some)):
+            for address, ifindex, own in await worker.call(partial(row_messages.ways, addresses=some)):
                 key = keys[address]
                 if ifindex == key.ifindex and not own:
                     self.found.pop(key, None)

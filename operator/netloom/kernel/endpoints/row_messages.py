@@ -295,10 +295,22 @@ def own_ways(commands: CommandSocket, address: Address) -> list[int]:
 
 
 def read_way(buffer: bytes, start: int, end: int) -> tuple[int, bool]:
-    """The answer to `ask_way`: the ifindex, and whether the address is the node's own."""
+    """The answer to `ask_way`: the ifindex, and whether the address is the namespace's own."""
     kind = _ROUTE.unpack_from(buffer, start)[7]
     found = attributes(buffer, start + 12, end)
     return int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder), kind == _RTN_LOCAL
+
+
+def ways(commands: CommandSocket, addresses: Sequence[Address]) -> list[tuple[Address, int, bool]]:
+    """Where packets to these go: ifindex (0: nowhere), and whether it is the namespace's own. Raises OSError."""
+    found: list[tuple[Address, int, bool]] = []
+
+    def visit(place: int, kind: int, buffer: bytes, start: int, end: int) -> None:
+        way = (0, False) if kind == wire.NLMSG_ERROR else read_way(buffer, start, end)
+        found.append((addresses[place], *way))
+
+    commands.ask(numbered([ask_way(address) for address in addresses]), visit)
+    return found
 
 
 def way_taken(commands: CommandSocket, address: Address) -> str:

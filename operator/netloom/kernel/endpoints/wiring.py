@@ -19,8 +19,8 @@ import msgspec
 
 from netloom.cidr import Address, format_address
 from netloom.kernel import sysctl
-from netloom.kernel.endpoints import carrier, link_messages, row_messages
 from netloom.kernel.endpoints import inside as insides
+from netloom.kernel.endpoints import link_messages, readiness, row_messages
 from netloom.kernel.endpoints.alias import CONTAINER, alias_of, read_alias
 from netloom.kernel.endpoints.endpoint import Endpoint, Reason, WiringFailed
 from netloom.kernel.endpoints.inside import InsideSocket
@@ -28,7 +28,6 @@ from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.endpoints.row_messages import gateway_of, numbered
 from netloom.kernel.keeper.table_writer import ALREADY_GONE
 from netloom.kernel.mac import link_local_of
-from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, KernelRefusal, RefusedError
 from netloom.kernel.ownership import ENDPOINTS
 
@@ -42,11 +41,11 @@ _INTERFACE = re.compile(r"[^\s/:%]{1,15}")
 
 
 class Made(msgspec.Struct, frozen=True):
-    """Both ends, as they are now. silent: the one that cannot send yet, as far as was asked; "" if both can."""
+    """Both ends, as they are now. lacking: what packets have to wait for yet; "" if nothing."""
 
     host: End
     pod: End
-    silent: str = ""
+    lacking: str = ""
 
 
 # --------------------------------------------------------------------------------------------------- what is wanted
@@ -170,8 +169,8 @@ class Wiring:
         self._switch(host)
         self._do(self._commands, host_messages(endpoint, host, self._cookie))
         self._lead_there(host)
-        silent = carrier.silent(self._commands, self._inside, endpoint)
-        return Made(self._found(self._commands, endpoint.device), pod, silent)
+        lacking = readiness.lacking(self._commands, self._inside, endpoint)
+        return Made(self._found(self._commands, endpoint.device), pod, lacking)
 
     def _switch(self, host: End) -> None:
         """What netlink cannot set: nobody in a pod configures this node, and IPv6 is on where the pod has it."""
@@ -258,7 +257,7 @@ class Wiring:
 
     def _lead_there(self, host: End) -> None:
         """Raises WiringFailed (address-taken) where packets to an address go anywhere else."""
-        for address, ifindex, own in ways(self._commands, self._endpoint.addresses):
+        for address, ifindex, own in row_messages.ways(self._commands, self._endpoint.addresses):
             if own:
                 raise self._taken(address, f"is an address of the node itself (ip address show to {_text(address)})")
             if ifindex != host.ifindex:
@@ -334,18 +333,6 @@ def look(commands: CommandSocket, which: str | int) -> End | None:
         if error.errno != errno.ENODEV:
             raise
     return found[0] if found else None
-
-
-def ways(commands: CommandSocket, addresses: Sequence[Address]) -> list[tuple[Address, int, bool]]:
-    """Where packets to these go: ifindex (0: nowhere), and whether it is the node's own. Raises OSError."""
-    found: list[tuple[Address, int, bool]] = []
-
-    def visit(place: int, kind: int, buffer: bytes, start: int, end: int) -> None:
-        way = (0, False) if kind == wire.NLMSG_ERROR else row_messages.read_way(buffer, start, end)
-        found.append((addresses[place], *way))
-
-    commands.ask(numbered([row_messages.ask_way(address) for address in addresses]), visit)
-    return found
 
 
 def _text(address: Address) -> str:

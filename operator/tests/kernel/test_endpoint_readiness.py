@@ -1,12 +1,13 @@
-"""An ADD returns when both ends can send; while one waits for that, others are served."""
+"""An ADD returns when packets pass; while one waits for that, others are served."""
 
 import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
-from netloom.kernel.endpoints import carrier
+from netloom.cidr import format_address
 from netloom.kernel.endpoints import keeper as keeping
+from netloom.kernel.endpoints import readiness
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, WiringFailed
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
 from netloom.kernel.netlink.sockets import CommandSocket
@@ -20,14 +21,14 @@ class Carrier:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
         self.device, self.there, self.asked = device, False, 0
-        self._silent = carrier.silent
-        monkeypatch.setattr(carrier, "silent", self.silent)
+        self._lacking = readiness.lacking
+        monkeypatch.setattr(readiness, "lacking", self.lacking)
 
-    def silent(self, commands: CommandSocket, within: CommandSocket, endpoint: Endpoint) -> str:
+    def lacking(self, commands: CommandSocket, within: CommandSocket, endpoint: Endpoint) -> str:
         if endpoint.device != self.device:
-            return self._silent(commands, within, endpoint)
+            return self._lacking(commands, within, endpoint)
         self.asked += 1
-        return "" if self.there else self.device
+        return "" if self.there else f"{self.device} has no carrier"
 
 
 @pytest.fixture
@@ -62,10 +63,10 @@ async def test_thirty_pods_at_once_do_not_wait_for_one_that_gets_no_carrier(
 async def test_where_none_comes_nothing_is_left(
     keeper: EndpointsKeeper, node: Namespace, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "CARRIER_SECONDS", 0.05)
+    monkeypatch.setattr(keeping, "READY_SECONDS", 0.05)
     one = pod(lab, 1)
     link = Carrier(monkeypatch, one.endpoint.device)
-    with pytest.raises(WiringFailed, match=r"is up, and cannot send after 0\.05 s: it has no carrier") as caught:
+    with pytest.raises(WiringFailed, match=r"after 0\.05 s netloom_p\w+ has no carrier") as caught:
         await one.add(keeper)
     assert caught.value.reason == "refused"
     await eventually(lambda: shown(node) == "" and not keeper.report.leaving)
@@ -89,3 +90,30 @@ async def test_who_is_cancelled_while_it_waits_leaves_nothing(
     await eventually(lambda: shown(node) == "" and keeper.report.in_sync)
     link.there = True
     await one.add(keeper)
+
+
+async def test_an_add_waits_for_the_local_route_of_an_ipv6_address(
+    keeper: EndpointsKeeper, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel makes it in a work item of its own; here somebody has taken it away before it is asked for."""
+    one = pod(lab, 1)
+    address = next(text for each in one.endpoint.addresses if ":" in (text := format_address(each)))
+    lacked: list[str] = []
+    ask = readiness.lacking
+
+    def lacking(commands: CommandSocket, within: CommandSocket, endpoint: Endpoint) -> str:
+        if not lacked:
+            while f"local {address} " not in one.place.ip("-6 route show table local"):
+                pass
+            one.place.ip(f"-6 route del local {address} dev eth0 table local")
+        lacked.append(ask(commands, within, endpoint))
+        return lacked[-1]
+
+    monkeypatch.setattr(readiness, "lacking", lacking)
+    waiting = asyncio.create_task(one.add(keeper))
+    await eventually(lambda: len(lacked) > 1 or waiting.done())
+    assert not waiting.done()
+    one.place.ip(f"-6 route add local {address} dev eth0 table local")
+    await waiting
+    assert set(lacked[:-1]) == {f"{address} is on eth0, and has no local route in the pod"}
+    assert await one.check(keeper) == []

@@ -1,0 +1,43 @@
+"""When a new pair carries packets: two things come later than the kernel's answer, on a busy machine by seconds.
+
+- The end that is opened first has no carrier then. When it comes, the kernel gives the device its queue in a work item
+  that has to wait for its network lock; what is sent before is dropped. (Of pods' first packets on such a machine a
+  third were.) As of Linux 6.8 the question itself has it done.
+- An IPv6 address is there at once without duplicate detection, but another work item makes its local route; what comes
+  for it before is dropped. (On such a machine that was the first ping to 2 to 15 of 100 pods.)
+"""
+
+from netloom.cidr import format_address
+from netloom.kernel.endpoints import link_messages, row_messages
+from netloom.kernel.endpoints.endpoint import Endpoint, WiringFailed
+from netloom.kernel.endpoints.inside import asked
+from netloom.kernel.netlink.sockets import CommandSocket, RefusedError
+
+READY_SECONDS = 5.0
+"""For which it is waited for."""
+
+
+def lacking(commands: CommandSocket, within: CommandSocket, endpoint: Endpoint) -> str:
+    """What packets have to wait for yet, the pod's end first; "" if nothing. Raises RefusedError, OSError."""
+    for end, name in ((within, endpoint.interface), (commands, endpoint.device)):
+        can_send: list[bool] = []
+        end.get(
+            link_messages.get_link(name),
+            lambda _kind, *message: can_send.append(link_messages.read_operational(*message)),  # noqa: B023
+        )
+        if not any(can_send):
+            return f"{name} is up, and cannot send: it has no carrier"
+    for address, _ifindex, own in row_messages.ways(within, endpoint.addresses):
+        if not own:
+            return f"{format_address(address)} is on {endpoint.interface}, and has no local route in the pod"
+    return ""
+
+
+def still_lacking(commands: CommandSocket, inside: int, endpoint: Endpoint) -> str:
+    """The same, by the descriptor of a socket in the pod's network namespace. Raises WiringFailed."""
+    with asked(endpoint, inside) as within:
+        try:
+            return lacking(commands, within, endpoint)
+        except RefusedError as error:
+            why = f"{endpoint}: its device is gone again right after it was made: {error}"
+            raise WiringFailed("refused", why) from error
