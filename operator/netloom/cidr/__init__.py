@@ -40,6 +40,10 @@ class CidrError(ValueError):
     """A text that is not the CIDR or address it should be; the message names it and says what is wrong with it."""
 
 
+class MappedAddressError(CidrError):
+    """An IPv4 address written as IPv6 (`::ffff:10.0.0.1`)."""
+
+
 class Cidr(msgspec.Struct, frozen=True, order=True, gc=False):
     """`base`/`length` of IP `version`; no bit below the mask is set. In order, a CIDR comes before all it contains."""
 
@@ -111,7 +115,7 @@ def parse_address(text: str) -> Address:
     except (OSError, ValueError):
         raise CidrError(f"{text!r} is not an IP address") from None
     if len(address) == 16 and address.startswith(_MAPPED):
-        raise CidrError(f"{text!r} is not an IP address of its own, but an IPv4 address written as IPv6")
+        raise MappedAddressError(f"{text!r} is not an IP address of its own, but an IPv4 address written as IPv6")
     return address
 
 
@@ -160,7 +164,7 @@ def split(text: str) -> tuple[Address, int]:
     try:
         packed = parse_address(address)
     except CidrError as error:
-        raise CidrError(f"{text!r} is not a CIDR: {error}") from None
+        raise type(error)(f"{text!r} is not a CIDR: {error}") from None
     if length > len(packed) * 8:
         version, width = (4, 32) if len(packed) == 4 else (6, 128)
         raise CidrError(f"{text!r}: an IPv{version} prefix has at most {width} bits")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
-from netloom.cidr import WIDTH, Cidr, CidrError, Version, parse_address
+from netloom.cidr import WIDTH, Cidr, CidrError, MappedAddressError, Version, parse_address
 from netloom.cidr import split as split_cidr
 from netloom.prefilter.records import SIZES, Records, masked, record, record_of
 
@@ -170,9 +170,9 @@ def _strict(parse: Callable[[str], T], text: str) -> T:
     """As `parse`, with the words for people who keep lists."""
     try:
         return parse(text)
-    except CidrError as error:
-        if "IPv4 address written as IPv6" in str(error):
-            raise CidrError("is an IPv4 address written as IPv6, and packets of IPv4 are not seen as such") from None
+    except MappedAddressError:
+        raise CidrError("is an IPv4 address written as IPv6, and packets of IPv4 are not seen as such") from None
+    except CidrError:
         raise CidrError("is no CIDR, address or range of addresses") from None
 
 

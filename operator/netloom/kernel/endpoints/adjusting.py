@@ -21,13 +21,14 @@ from netloom.kernel.netlink.sockets import CommandSocket
 
 class Adjustment(msgspec.Struct, frozen=True):
     """One change: as `ip` or `sysctl` would say it, and its message; or else the switch below /proc/sys and its value.
-    flushes: the kernel drops what stands on the device with it."""
+    flushes: the kernel drops what stands on the device with it. inherited: a new device has it of the node."""
 
     text: str
     message: bytes = b""
     switch: str = ""
     value: str = ""
     flushes: bool = False
+    inherited: bool = False
 
 
 def steps(endpoint: Endpoint, end: End, cookie: int = 0) -> Iterator[Adjustment]:
@@ -69,7 +70,8 @@ def _switches(name: str, end: End) -> Iterator[Adjustment]:
         if now != value
     ]
     if wrong:
-        yield Adjustment(f"sysctl -w {' '.join(wrong)}", link_messages.set_switches(end.ifindex, ipv6=False))
+        message = link_messages.set_switches(end.ifindex, ipv6=False)
+        yield Adjustment(f"sysctl -w {' '.join(wrong)}", message, inherited=True)
 
 
 # ------------------------------------------------------------------------------------------- in a worker's thread

@@ -106,7 +106,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
             return False
         endpoint, end = self.desired.get(device), self.ends.get(device)
         wrong = list(steps(endpoint, end)) if endpoint is not None and end is not None else []
-        return bool(wrong) and all(step.text.startswith("sysctl -w net.ipv4.") for step in wrong)
+        return bool(wrong) and all(step.inherited for step in wrong)
 
     def _load(self, reading: EndpointsSeen) -> None:
         known = set(self.pending())
@@ -204,7 +204,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
                     self.rows.lost(device, end.ifindex)
                 self._take(after)
             if not refused and after is not None and (left := next(steps(endpoint, after, cookie), None)):
-                if left.text in {step.text for step in wrong}:
+                if left in wrong:
                     refused = f"`{left.text}` had no effect"
                 else:  # one thing has led to another
                     self._look[device] = after.ifindex

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -38,6 +39,15 @@ DEFAULT_MTU = 1500
 MOST_CONTAINER = 128
 
 _INTERFACE = re.compile(r"[^\s/:%]{1,15}")
+
+
+class Step(NamedTuple):
+    """What is done to an end, and its message. text: for people. address: that it leads to, or is given."""
+
+    kind: Literal["link", "address", "neighbour", "route", "way out"]
+    text: str
+    message: bytes
+    address: Address = b""
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -167,7 +177,7 @@ class Wiring:
         pod = self._found(self._inside, endpoint.interface)
         self._do(self._inside, self._in_the_pod(pod))
         self._switch(host)
-        self._do(self._commands, host_messages(endpoint, host, self._cookie))
+        self._do(self._commands, host_steps(endpoint, host, self._cookie))
         self._lead_there(host)
         lacking = readiness.lacking(self._commands, self._inside, endpoint)
         return Made(self._found(self._commands, endpoint.device), pod, lacking)
@@ -190,26 +200,27 @@ class Wiring:
             )
         return end
 
-    def _in_the_pod(self, pod: End) -> list[tuple[str, bytes]]:
-        """What is to be done there, and its messages: addresses that are there at once, and the way out."""
+    def _in_the_pod(self, pod: End) -> list[Step]:
+        """What is to be done there: addresses that are there at once, and the way out."""
         endpoint, index = self._endpoint, pod.ifindex
         six = any(len(address) == 16 for address in endpoint.addresses)
         steps = []
         if six:
             if pod.disable_ipv6:
                 self._enable_ipv6()
-            steps.append(("addrgenmode none", link_messages.generate_no_addresses(index)))
-        steps.append(("up", link_messages.set_up(index)))
-        addresses = endpoint.addresses
-        steps += [(f"address {_text(address)}", row_messages.address(address, index)) for address in addresses]
+            steps.append(Step("link", "addrgenmode none", link_messages.generate_no_addresses(index)))
+        steps.append(Step("link", "up", link_messages.set_up(index)))
+        given = endpoint.addresses
+        steps += [Step("address", f"address {_text(each)}", row_messages.address(each, index)) for each in given]
         if six:
             local = link_local_of(endpoint.pod_mac)
-            steps.append((f"address {format_address(local)}", row_messages.address(local, index, 64)))
+            steps.append(Step("address", f"address {_text(local)}", row_messages.address(local, index, 64)))
         for address in endpoint.addresses:
             gateway = gateway_of(address)
-            name = format_address(gateway)
-            steps.append((f"neighbour {name}", row_messages.neighbour(gateway, index, endpoint.host_mac)))
-            steps.append((f"default route by {name}", row_messages.default_route(gateway, index)))
+            neighbour = row_messages.neighbour(gateway, index, endpoint.host_mac)
+            steps.append(Step("neighbour", f"neighbour {_text(gateway)}", neighbour))
+            way_out = row_messages.default_route(gateway, index)
+            steps.append(Step("way out", f"default route by {_text(gateway)}", way_out, gateway))
         return steps
 
     def _enable_ipv6(self) -> None:
@@ -224,35 +235,35 @@ class Wiring:
             why = f"{off} {takes}: have the runtime leave it on, or give the pod no IPv6 address"
             raise _failed("not-permitted", endpoint, why) from error
 
-    def _do(self, commands: CommandSocket, steps: Sequence[tuple[str, bytes]]) -> None:
-        refusals = commands.execute(numbered([message for _, message in steps]))
+    def _do(self, commands: CommandSocket, steps: Sequence[Step]) -> None:
+        refusals = commands.execute(numbered([step.message for step in steps]))
         for place, refusal in sorted(refusals.items()):
-            if refusal.errno == errno.EEXIST and steps[place][0].startswith("route") and self._makes_room(steps[place]):
+            step = steps[place]
+            if refusal.errno == errno.EEXIST and step.kind == "route" and self._makes_room(step):
                 continue
-            if refusal.errno == errno.EEXIST and steps[place][0].startswith("default route"):
-                raise self._has_a_way_out(steps[place][0])
+            if refusal.errno == errno.EEXIST and step.kind == "way out":
+                raise self._has_a_way_out(step)
             where = "in the pod" if commands is self._inside else "on the node"
-            raise self._explained(refusal, f"{steps[place][0]} {where}", steps[place][0])
+            raise self._explained(refusal, f"{step.text} {where}", step.kind)
 
-    def _has_a_way_out(self, step: str) -> WiringFailed:
-        size = 16 if ":" in step else 4
-        found = [end for index in row_messages.ways_out(self._inside, size) if (end := look(self._inside, index))]
+    def _has_a_way_out(self, step: Step) -> WiringFailed:
+        indexes = row_messages.ways_out(self._inside, len(step.address))
+        found = [end for index in indexes if (end := look(self._inside, index))]
         device = next((end.name for end in found if end.name != self._endpoint.interface), "another device")
         why = f"the pod has a default route already (by {device}): Netloom makes one interface of a pod, which has it"
         return _failed("interface-taken", self._endpoint, f"{why}; leave the other network's plugin without one")
 
-    def _makes_room(self, step: tuple[str, bytes]) -> bool:
+    def _makes_room(self, step: Step) -> bool:
         """Whether the route is there now: one of ours stood in its place that leads to no pod, which somebody made, or
         an earlier life left. Raises WiringFailed."""
-        endpoint = self._endpoint
-        address = {f"route to {_text(address)}": address for address in endpoint.addresses}[step[0]]
+        endpoint, address = self._endpoint, step.address
         # The route itself decides, not where packets go: somebody else's may come before a pod's.
         for ifindex in row_messages.own_ways(self._commands, address):
             device = row_messages.device_name(ifindex)
             if ENDPOINTS.link(device) and device != endpoint.device:
                 why = f"{_text(address)} leads to {device}, the device of a pod of which nothing else is known (yet)"
                 raise _failed("address-taken", endpoint, why)
-        refusals = self._commands.execute(numbered([row_messages.remove_route(address), step[1]]))
+        refusals = self._commands.execute(numbered([row_messages.remove_route(address), step.message]))
         return 1 not in refusals
 
     def _lead_there(self, host: End) -> None:
@@ -279,7 +290,7 @@ class Wiring:
         with suppress(AnswerLost, OSError):
             self._commands.execute([link_messages.delete_named(self._endpoint.device)])
 
-    def _explained(self, refusal: KernelRefusal, what: str, step: str = "") -> WiringFailed:
+    def _explained(self, refusal: KernelRefusal, what: str, kind: str = "") -> WiringFailed:
         reason: Reason = "refused"
         way = ""
         if refusal.errno == errno.EPERM:
@@ -287,23 +298,23 @@ class Wiring:
                 "not-permitted",
                 ": the agent needs the capability NET_ADMIN, in the pod's user namespace, too",
             )
-        elif refusal.errno == errno.EEXIST and step.startswith(("address", "route")):
+        elif refusal.errno == errno.EEXIST and kind in ("address", "route"):
             reason = "address-taken"
-            way = ": another interface of the pod has it" if step.startswith("address") else ""
+            way = ": another interface of the pod has it" if kind == "address" else ""
         elif refusal.errno in (errno.EBADF, errno.EINVAL) and "netns" in refusal.message:
             reason, way = "namespace-gone", ": is the pod gone?"
         return _failed(reason, self._endpoint, f"{what}: {refusal}{way}")
 
 
-def host_messages(endpoint: Endpoint, host: End, cookie: int) -> list[tuple[str, bytes]]:
+def host_steps(endpoint: Endpoint, host: End, cookie: int) -> list[Step]:
     """What is to be done to a host end that is new: its switches, up, and what stands on it."""
     index = host.ifindex
     prepare = link_messages.prepare_host_end(index, alias_of(endpoint, cookie), ipv6=host.disable_ipv6 is not None)
-    steps = [("switches", prepare), ("up", link_messages.set_up(index))]
+    steps = [Step("link", "switches", prepare), Step("link", "up", link_messages.set_up(index))]
     for address in endpoint.addresses:
-        text = format_address(address)
-        steps.append((f"neighbour {text}", row_messages.neighbour(address, index, endpoint.pod_mac)))
-        steps.append((f"route to {text}", row_messages.route(address, index)))
+        neighbour = row_messages.neighbour(address, index, endpoint.pod_mac)
+        steps.append(Step("neighbour", f"neighbour {_text(address)}", neighbour))
+        steps.append(Step("route", f"route to {_text(address)}", row_messages.route(address, index), address))
     return steps
 
 
