@@ -365,12 +365,6 @@ class NodeAllocator:
         """Whether anybody met a shortage, and may ask again."""
         return bool(self._waiting)
 
-    def pools_in_use(self) -> AbstractSet[str]:
-        """Of which addresses are used, or for which somebody waits."""
-        found = set(self.waited_for())
-        found |= {block.pool for block in self._blocks.values() if block.used}
-        return found | ({NO_POOL} if any(each in self._users for each in self._supply.singles) else set())
-
     def idle(self, pool: str, now: float) -> list[Cidr]:
         """Its blocks of which no address is used or rests."""
         return [

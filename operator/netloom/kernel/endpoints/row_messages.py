@@ -17,7 +17,7 @@ from netloom.cidr import Address, Cidr
 from netloom.kernel.endpoints.endpoint import GATEWAY
 from netloom.kernel.mac import Mac
 from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.links import LocalAddress, delete_address
+from netloom.kernel.netlink.links import delete_address
 from netloom.kernel.netlink.messages import AddressMessage, NeighbourMessage, RouteMessage, encode
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.netlink.template import marker, message_template
@@ -349,8 +349,3 @@ def read_neighbour(buffer: bytes, start: int, end: int) -> tuple[NeighbourKey, M
 def gateway_of(address: Address) -> Address:
     """In the pod, of this family."""
     return GATEWAY[4 if len(address) == 4 else 6]
-
-
-def host_address(address: Address) -> LocalAddress:
-    """As a device has it."""
-    return LocalAddress(address, len(address) * 8)

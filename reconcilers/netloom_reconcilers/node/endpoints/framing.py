@@ -64,11 +64,6 @@ class Incoming:
             return None
         return _parse(bytes(self._data[self._body : self._end]))
 
-    @property
-    def is_begun(self) -> bool:
-        """Whether anything has come."""
-        return bool(self._data)
-
     def _read_first_line(self) -> None:
         start = bytes(self._data[: len(MAGIC)])
         if not MAGIC.startswith(start):
