@@ -6,7 +6,8 @@ from netloom.api.v1alpha1 import PoolAddress
 from netloom.cidr import Address, Cidr, Version, format_address, parse_address
 from netloom.ipam.address_block import usable
 from netloom.ipam.address_records import Closed, Freed, Gave, Opened, Rests
-from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage, Supply
+from netloom.ipam.address_stock import Supply
+from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage
 
 V4: frozenset[Version] = frozenset({4})
 BOTH: frozenset[Version] = frozenset({4, 6})
@@ -178,7 +179,7 @@ def test_what_is_used_outside_of_what_is_provided_stays_used() -> None:
 
 def test_a_block_inside_another_is_left_out() -> None:
     made = supplied("10.0.0.0/29", "10.0.0.4/30", pool="web")
-    assert made.overlapping == (Cidr.parse("10.0.0.4/30"),)
+    assert made.stock.overlapping == (Cidr.parse("10.0.0.4/30"),)
     assert len(all_of(made, "web")) == 6
 
 

@@ -22,7 +22,8 @@ from netloom.api.v1alpha1 import PoolAddress
 from netloom.cidr import Address, Cidr, Version, parse_address
 from netloom.ipam.address_block import usable
 from netloom.ipam.address_records import Gave, Header, line, read, whole
-from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage, Supply
+from netloom.ipam.address_stock import Supply
+from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage
 
 REST = 10.0
 POOLS = ("", "web")

@@ -6,7 +6,8 @@ import pytest
 
 from netloom.api.v1alpha1 import NeededAddresses, PoolRequest
 from netloom.cidr import Cidr, Version
-from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage, Supply
+from netloom.ipam.address_stock import Supply
+from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage
 from netloom.ipam.pool_demand import (
     DEBOUNCE,
     IDLE_SECONDS,

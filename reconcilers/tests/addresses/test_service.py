@@ -13,7 +13,8 @@ import pytest
 
 from netloom.api.problem import Problem
 from netloom.cidr import Cidr, Version, format_address
-from netloom.ipam.node_allocator import NodeAllocator, Owner, Supply
+from netloom.ipam.address_stock import Supply
+from netloom.ipam.node_allocator import NodeAllocator, Owner
 from netloom_reconcilers.node.addresses import service as module
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Unwritable
 from netloom_reconcilers.node.addresses.server import AddressServer, SocketUnusable, bind, serve

@@ -19,7 +19,8 @@ from netloom.api.v1alpha1 import (
     PoolFamily,
 )
 from netloom.cidr import Cidr, parse_address
-from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage, Supply
+from netloom.ipam.address_stock import Supply
+from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage
 from netloom_reconcilers.node.addresses import explaining
 from netloom_reconcilers.node.addresses.supply import provision, versions_of
 from netloom_reconcilers.node.mesh.reading import on_tunnel_devices

@@ -10,7 +10,7 @@ import pytest
 
 from netloom.api.problem import Problem
 from netloom.cidr import Cidr, parse_address
-from netloom.ipam.node_allocator import Supply
+from netloom.ipam.address_stock import Supply
 from netloom.kernel.endpoints.endpoint import Remains, WiringFailed, device_of
 from netloom.runtime.metrics import REGISTRY
 from netloom_reconcilers.node.addresses.checkpoint import Unwritable

@@ -10,7 +10,8 @@ import aiohttp
 import pytest
 
 from netloom.cidr import Cidr, parse_address
-from netloom.ipam.node_allocator import NodeAllocator, Owner, Supply
+from netloom.ipam.address_stock import Supply
+from netloom.ipam.node_allocator import NodeAllocator, Owner
 from netloom.kernel.endpoints.endpoint import Endpoints, Remains, device_of
 from netloom.kernel.keeper.report import Failure, KeeperReport
 from netloom.roles.sources import Sources

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from netloom.cidr import Cidr, format_address
-from netloom.ipam.node_allocator import NodeAllocator, Owner, Supply
+from netloom.ipam.address_stock import Supply
+from netloom.ipam.node_allocator import NodeAllocator, Owner
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Wired, WiringFailed, device_of
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint
 from netloom_reconcilers.node.addresses.service import AddressService

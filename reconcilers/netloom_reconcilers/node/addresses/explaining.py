@@ -3,7 +3,8 @@
 from collections.abc import Collection, Iterator
 
 from netloom.cidr import Cidr, format_address
-from netloom.ipam.node_allocator import NO_POOL, Need, NodeAllocator, Shortage, Supply
+from netloom.ipam.address_stock import NO_POOL, Supply
+from netloom.ipam.node_allocator import Need, NodeAllocator, Shortage
 from netloom_reconcilers.node.addresses.supply import shorts
 
 _NAMED = 3

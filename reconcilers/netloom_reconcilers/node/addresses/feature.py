@@ -16,7 +16,8 @@ from prometheus_client.core import Metric
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode, NodeIPAM
 from netloom.cidr import Address, Cidr, Version, is_address, parse_address
-from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage, Supply
+from netloom.ipam.address_stock import Supply
+from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.kernel.mesh.occupants import SingleAddresses, own_addresses, single_addresses
 from netloom.kernel.netlink.sockets import AnswerLost
@@ -319,7 +320,7 @@ class AddressesFeature(NodeFeature):
         found = [each for each in (self.service.unwritable, self._unheard, self._unseen) if each]
         if self._provision is not None:
             found += self._provision.problems
-            found += explaining.overlapping(self.context.node_name, self.allocator.overlapping)
+            found += explaining.overlapping(self.context.node_name, self.allocator.stock.overlapping)
             if self.outside is not None and self.outside.is_concerned:
                 found += [*filter(None, [self.outside.fault]), *self.outside.errors()]
             else:

@@ -17,7 +17,8 @@ from prometheus_client import Histogram
 
 from netloom.api.problem import Problem
 from netloom.cidr import Address, Version
-from netloom.ipam.node_allocator import NO_POOL, NodeAllocator, Owner, OwnerHolding, Shortage, Supply
+from netloom.ipam.address_stock import NO_POOL, Supply
+from netloom.ipam.node_allocator import NodeAllocator, Owner, OwnerHolding, Shortage
 from netloom.runtime.clock import boottime
 from netloom.runtime.metrics import REGISTRY
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, CheckpointFound, InUse, Unwritable

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from netloom.api.holdings import addresses, blocks
 from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode, PoolAddress
 from netloom.cidr import VERSIONS, Address, Cidr, CidrError, Version, parse_address
-from netloom.ipam.node_allocator import Supply
+from netloom.ipam.address_stock import Supply
 
 Pool = Callable[[str], NetloomIPPool | None]
 

@@ -245,7 +245,7 @@ class EndpointsFeature(NodeFeature):
 
     def _lack(self) -> str:
         """Why pods would wait in vain. One that comes all the same waits: addresses mostly come within a second."""
-        if self._service.allocator.is_provided:
+        if not self._service.allocator.stock.is_empty:
             return self._mtu.unknown()
         about = f"NetloomNode {self.context.node_name} holds no addresses for pods yet"
         return f"{about}; its condition Allocated says why, or the operator's log."

@@ -102,7 +102,7 @@ class PoolReconciler:
             return None  # it is not known what is used: whoever finds out tells
         blocks = held(node.spec.ipam)
         every = [cidr for cidrs in blocks.values() for cidr in cidrs]
-        if any(not knows(self.allocator, each) and each not in self.allocator.overlapping for each in every):
+        if any(not knows(self.allocator, each) and each not in self.allocator.stock.overlapping for each in every):
             return None  # the allocator is about to hear of it, and tells
         now = self.clock()
         self._settle(every, now)

@@ -14,7 +14,8 @@ from netloom.api.holdings import held_cidrs
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode
 from netloom.cidr import Cidr, Version, format_address
-from netloom.ipam.node_allocator import NO_POOL, Owner, Shortage
+from netloom.ipam.address_stock import NO_POOL
+from netloom.ipam.node_allocator import Owner, Shortage
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.node import NodeContext, NodeFeature
 from netloom_reconcilers.node.addresses.service import NoAddress
