@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from netloom.api.pool_choice import families_of
 from netloom.api.problem import Problem, Severity
 from netloom.api.v1alpha1 import POOLS, NetloomIPPool, NetloomNode
 from netloom.api.v1alpha1 import PoolUsage as Counts
@@ -121,7 +122,7 @@ class PoolsReconciler(Member):
         if settings is None:
             POOL_METRICS.forget(name)
             return await self._tell(pool, [_idle(pool, self._settings)])
-        samples = [self._sample(settings, version) for version in VERSIONS if _family(pool, version)]
+        samples = [self._sample(settings, version) for version in families_of(pool)]
         self._counted[name] = began + max(COUNT_SECONDS, (self._clock() - began) / COUNT_SHARE)
         POOL_METRICS.note(name, len(self._usage.holders.get(name, ())), len(self._usage.short(name)), samples)
         full_at = self._full_at(pool, samples)
@@ -227,10 +228,6 @@ def _moment(text: str) -> datetime | None:
         return datetime.fromisoformat(text)
     except ValueError:
         return None
-
-
-def _family(pool: NetloomIPPool, version: Version) -> object:
-    return pool.spec.ipv4 if version == 4 else pool.spec.ipv6
 
 
 def _counts(sample: PoolSample) -> Counts:

@@ -11,7 +11,7 @@ from netloom.kernel.endpoints.inside import asked
 from netloom.kernel.endpoints.row_messages import gateway_of
 from netloom.kernel.endpoints.wiring import DEFAULT_MTU, look
 from netloom.kernel.mac import Mac, format_mac
-from netloom.kernel.netlink.links import read_address
+from netloom.kernel.netlink.links import device_name, read_address
 from netloom.kernel.netlink.sockets import CommandSocket, read_all
 
 
@@ -34,7 +34,7 @@ def _here(commands: CommandSocket, endpoint: Endpoint) -> Iterator[str]:
     found = _neighbours(commands, end.ifindex)
     for address, ifindex, own in row_messages.ways(commands, endpoint.addresses):
         if own or ifindex != end.ifindex:
-            where = "the node itself" if own else row_messages.device_name(ifindex) if ifindex else "nowhere"
+            where = "the node itself" if own else device_name(ifindex) if ifindex else "nowhere"
             yield f"{format_address(address)} leads to {where} and not to {end.name}"
         yield from _neighbour("on the node", found.get(address, b""), format_address(address), endpoint.pod_mac)
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 from netloom.cidr import format_address
-from netloom.kernel.endpoints import row_messages
 from netloom.kernel.endpoints.adjusting import steps
 from netloom.kernel.endpoints.part import EndpointsPart
 from netloom.kernel.keeper.report import PlannedChange
+from netloom.kernel.netlink.links import device_name
 
 
 def planned_changes(part: EndpointsPart) -> list[PlannedChange]:
@@ -30,5 +30,5 @@ def planned_changes(part: EndpointsPart) -> list[PlannedChange]:
 
 def _text(key: Any) -> str:
     if isinstance(key, tuple):
-        return f"{format_address(key[1])} dev {row_messages.device_name(key[0])}"
+        return f"{format_address(key[1])} dev {device_name(key[0])}"
     return str(key)

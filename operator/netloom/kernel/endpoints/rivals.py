@@ -13,6 +13,7 @@ from netloom.kernel.endpoints.row_messages import METRIC, RouteKey, SeenPodRoute
 from netloom.kernel.endpoints.rows import Rows
 from netloom.kernel.keeper.part import Attempt, RefusedEntry, Worker
 from netloom.kernel.keeper.retries import Item
+from netloom.kernel.netlink.links import device_name
 from netloom.kernel.netlink.sockets import BATCH
 
 
@@ -53,7 +54,7 @@ class RivalPodRoutes:
                 if ifindex == key.ifindex and not own:
                     self.found.pop(key, None)
                     continue
-                where = "the node itself" if own else row_messages.device_name(ifindex) if ifindex else "nowhere"
+                where = "the node itself" if own else device_name(ifindex) if ifindex else "nowhere"
                 ask = f"ip {'-6 ' if len(address) == 16 else ''}route get {format_address(address)}"
                 by = await worker.call(partial(row_messages.way_taken, address=address))
                 self.found[key] = (

@@ -17,7 +17,7 @@ from netloom.cidr import Address, Cidr
 from netloom.kernel.endpoints.endpoint import GATEWAY
 from netloom.kernel.mac import Mac
 from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.links import delete_address
+from netloom.kernel.netlink.links import delete_address, device_name
 from netloom.kernel.netlink.messages import AddressMessage, NeighbourMessage, RouteMessage, encode
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.netlink.template import marker, message_template
@@ -50,14 +50,6 @@ _ADDRESS: dict[int, bytes] = {size: marker(b"a", size) for size in _FAMILY}
 
 Writes = Sequence[tuple[Any, Any, Any]]
 """(key, value, what the kernel holds under the key now). A value of None deletes."""
-
-
-def device_name(ifindex: int) -> str:
-    """For people."""
-    try:
-        return socket.if_indextoname(ifindex)
-    except OSError:
-        return f"#{ifindex}"  # it is gone
 
 
 class RouteKey(msgspec.Struct, frozen=True, gc=False):

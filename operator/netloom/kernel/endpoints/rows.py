@@ -6,14 +6,13 @@ from typing import Any
 import msgspec
 
 from netloom.cidr import Cidr
-from netloom.kernel.endpoints import row_messages
 from netloom.kernel.endpoints.endpoint import Endpoint
 from netloom.kernel.endpoints.reader import EndpointsSeen
 from netloom.kernel.endpoints.row_messages import METRIC, PLAIN, NeighbourKey, RouteKey
 from netloom.kernel.keeper.retries import Item
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.mac import Mac
-from netloom.kernel.netlink.links import LocalAddress
+from netloom.kernel.netlink.links import LocalAddress, device_name
 
 
 class SurplusAddress(msgspec.Struct, frozen=True):
@@ -23,7 +22,7 @@ class SurplusAddress(msgspec.Struct, frozen=True):
     local: LocalAddress
 
     def __str__(self) -> str:
-        return f"{self.local} dev {row_messages.device_name(self.ifindex)}"
+        return f"{self.local} dev {device_name(self.ifindex)}"
 
 
 class Rows:

@@ -29,6 +29,7 @@ from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.endpoints.row_messages import gateway_of, numbered
 from netloom.kernel.keeper.table_writer import ALREADY_GONE
 from netloom.kernel.mac import link_local_of
+from netloom.kernel.netlink.links import device_name
 from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, KernelRefusal, RefusedError
 from netloom.kernel.ownership import ENDPOINTS
 
@@ -259,7 +260,7 @@ class Wiring:
         endpoint, address = self._endpoint, step.address
         # The route itself decides, not where packets go: somebody else's may come before a pod's.
         for ifindex in row_messages.own_ways(self._commands, address):
-            device = row_messages.device_name(ifindex)
+            device = device_name(ifindex)
             if ENDPOINTS.link(device) and device != endpoint.device:
                 why = f"{_text(address)} leads to {device}, the device of a pod of which nothing else is known (yet)"
                 raise _failed("address-taken", endpoint, why)
@@ -272,7 +273,7 @@ class Wiring:
             if own:
                 raise self._taken(address, f"is an address of the node itself (ip address show to {_text(address)})")
             if ifindex != host.ifindex:
-                device = row_messages.device_name(ifindex) if ifindex else "nowhere"
+                device = device_name(ifindex) if ifindex else "nowhere"
                 ask = f"ip {'-6 ' if len(address) == 16 else ''}route get {_text(address)}"
                 raise self._taken(address, f"leads to {device} all the same, by somebody's route or rule (`{ask}`)")
 

@@ -5,7 +5,6 @@ drift is repaired in milliseconds. An entry that fails, or drifts again and agai
 waits longer each time, so that neither the kernel nor the log is flooded.
 """
 
-import socket
 import time
 from collections.abc import Callable, Hashable, Iterable
 
@@ -14,6 +13,7 @@ import structlog
 
 from netloom.cidr import format_address
 from netloom.kernel.keeper.report import Failure
+from netloom.kernel.netlink.links import device_name
 
 log = structlog.get_logger(__name__)
 
@@ -36,15 +36,8 @@ def item_text(item: Item) -> str:
     _kind, key = item
     if isinstance(key, tuple):
         ifindex, address = key
-        return f"{format_address(address)} dev {_device(ifindex)}"
+        return f"{format_address(address)} dev {device_name(ifindex)}"
     return format_address(key) if isinstance(key, bytes) else str(key)
-
-
-def _device(ifindex: int) -> str:
-    try:
-        return socket.if_indextoname(ifindex)
-    except OSError:
-        return f"#{ifindex}"  # it is gone
 
 
 class Delay(msgspec.Struct):

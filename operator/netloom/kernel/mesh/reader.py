@@ -5,9 +5,8 @@ a thread).
 """
 
 import contextlib
-import errno
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 
 import msgspec
@@ -25,7 +24,7 @@ from netloom.kernel.mesh.tunnel_device import Interfaces
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import read_address, read_link, read_received
 from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, encode
-from netloom.kernel.netlink.sockets import BATCH, CommandSocket, RefusedError, read_all
+from netloom.kernel.netlink.sockets import BATCH, CommandSocket, RefusedError, read_all, unless_missing
 
 _SKIP_STATISTICS = 8
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -92,7 +91,7 @@ def _read_routes(
         return None
 
     ours: list[SeenRoute] = []
-    with _no_table():
+    with unless_missing():
         ours = read_all(commands, row_messages.dump_routes(family), read_any)
     return ours, list({(route.key, route.body): route for route in foreign}.values())
 
@@ -113,19 +112,9 @@ def read_vicinity(commands: CommandSocket, vicinity: Vicinity) -> None:
     """The node's own devices, addresses and routes."""
     interfaces, found = read_interfaces(commands), list[NodeRoute | None]()
     for family, protocol in product(_FAMILIES, PROTOCOLS.values()):
-        with _no_table():
+        with unless_missing():
             found += read_all(commands, dump_node_routes(family, protocol), read_node_route)
     vicinity.load(interfaces.links, interfaces.addresses, found)
-
-
-@contextlib.contextmanager
-def _no_table() -> Iterator[None]:
-    """A network namespace in which there was no route yet has no table to be read."""
-    try:
-        yield
-    except RefusedError as error:
-        if error.errno != errno.ENOENT:
-            raise
 
 
 def neighbours(commands: CommandSocket, ifindexes: Iterable[int]) -> dict[NeighbourKey, Mac]:

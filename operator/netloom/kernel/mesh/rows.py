@@ -8,7 +8,6 @@ Routes of one device with 10,000 different gateways cost O(N^2) in the kernel's 
 nexthop objects they are linear, and a replaced nexthop moves all its routes at once, without a gap.
 """
 
-import socket
 import sys
 from collections.abc import Mapping
 
@@ -17,6 +16,7 @@ import msgspec
 from netloom.cidr import Address, Cidr, format_address
 from netloom.kernel.mac import Mac
 from netloom.kernel.mesh.encapsulation import TUNNEL_TTL, Encapsulation
+from netloom.kernel.netlink.links import device_name
 from netloom.kernel.netlink.wire import attributes
 from netloom.kernel.ownership import MESH
 
@@ -66,17 +66,10 @@ def way_text(prefix: Cidr, body: bytes) -> str:
     elif _RTA_VIA in found:
         words.append(f"via inet6 {format_address(found[_RTA_VIA][2:])}")
     if _RTA_OIF in found and not words[0].startswith(tuple(_KINDS.values())):
-        words.append(f"dev {_device(int.from_bytes(found[_RTA_OIF], sys.byteorder))}")
+        words.append(f"dev {device_name(int.from_bytes(found[_RTA_OIF], sys.byteorder))}")
     if _RTA_PREFSRC in found:
         words.append(f"src {format_address(found[_RTA_PREFSRC])}")
     return " ".join(words)
-
-
-def _device(ifindex: int) -> str:
-    try:
-        return socket.if_indextoname(ifindex)
-    except OSError:
-        return f"#{ifindex}"
 
 
 class OddRoute(msgspec.Struct, frozen=True, gc=False):

@@ -34,6 +34,14 @@ _LINK_LOCALS = (b"\xa9\xfe", b"\xfe\x80")
 _ALL_REASONS = (1 << 32) - 1
 
 
+def device_name(ifindex: int) -> str:
+    """For people."""
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return f"#{ifindex}"  # it is gone
+
+
 class Link(msgspec.Struct, frozen=True):
     """A link. `port` and `external` are a tunnel device's; `master` is the ifindex of its bridge or VRF.
 

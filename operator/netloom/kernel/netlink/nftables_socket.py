@@ -3,10 +3,9 @@
 The kernel works on to the end of a transaction that it will refuse, and reports every request that it would not take.
 """
 
-import errno
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from netloom.kernel.errors import KernelUnsupported
@@ -16,8 +15,8 @@ from netloom.kernel.netlink.sockets import (
     SO_SNDBUFFORCE,
     CommandSocket,
     KernelRefusal,
-    RefusedError,
     read_all,
+    unless_missing,
 )
 
 T = TypeVar("T")
@@ -56,7 +55,7 @@ class NftablesSocket(CommandSocket):
 def get_one(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], T]) -> T | None:
     """The object that is asked for; None if it is not there. Raises RefusedError, OSError."""
     found: list[T] = []
-    with _unless_gone():
+    with unless_missing():
         commands.get(request, lambda _kind, *place: found.append(read(*place)))
     return found[0] if found else None
 
@@ -64,16 +63,6 @@ def get_one(commands: CommandSocket, request: bytes, read: Callable[[bytes, int,
 def get_all(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], T]) -> list[T]:
     """All objects of a kind in a table, none where that is not there. Raises RefusedError, OSError."""
     found: list[T] = []
-    with _unless_gone():
+    with unless_missing():
         found += read_all(commands, request, read)
     return found
-
-
-@contextmanager
-def _unless_gone() -> Iterator[None]:
-    """The table, or what is in it, may not be there, or go in this moment, which an event will tell."""
-    try:
-        yield
-    except RefusedError as error:
-        if error.errno != errno.ENOENT:
-            raise

@@ -16,8 +16,8 @@ import socket
 import struct
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from operator import itemgetter
 from typing import TypeVar
 
@@ -93,6 +93,16 @@ class RefusedError(OSError):
     def __init__(self, refusal: KernelRefusal) -> None:
         super().__init__(refusal.errno, refusal.message or os.strerror(refusal.errno))
         self.refusal = refusal
+
+
+@contextmanager
+def unless_missing() -> Iterator[None]:
+    """What is asked for may not be there, or go in this moment; a table of routes is there from the first route on."""
+    try:
+        yield
+    except RefusedError as error:
+        if error.errno != errno.ENOENT:
+            raise
 
 
 class AnswerLost(Exception):
