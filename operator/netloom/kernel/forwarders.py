@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from netloom.kernel.errors import KernelUnsupported
+from netloom.kernel.keeper.keeper import D, Keeper, R
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.links import Link, read_link
@@ -38,26 +39,32 @@ def forwarders(commands: CommandSocket) -> str:
     return _devices(links) or translations()
 
 
-def plan_restore(commands: CommandSocket, record: SysctlRecord) -> list[PlannedChange]:
-    """What `restore` would put back. Raises OSError."""
-    due = record.due(shared=_shared(commands, record))
-    return [PlannedChange(f"sysctl -w {each.dotted}={each.value}", "as before") for each in due]
+class RestoringKeeper(Keeper[D, R]):
+    """Of parts that set switches of the kernel, and record in `_record` how they were."""
 
+    _record: SysctlRecord
 
-def restore(commands: CommandSocket, record: SysctlRecord) -> None:
-    """Put back what was recorded, but for what others may rely on. Raises OSError."""
-    for sysctl in record.restore(shared=_shared(commands, record)):
-        log.info("switch restored", sysctl=sysctl.name, value=sysctl.value)
+    async def plan_cleanup(self) -> list[PlannedChange]:
+        """What `cleanup` would do. Writes nothing, needs no capability."""
+        changes = await super().plan_cleanup()
+        due = await self._connect().call(lambda commands: self._record.due(shared=self._shared(commands)))
+        return changes + [PlannedChange(f"sysctl -w {each.dotted}={each.value}", "as before") for each in due]
 
+    async def cleanup(self) -> R:
+        """Remove all that is owned, and put the switches back, but for those that others may rely on."""
+        report = await super().cleanup()
+        restored = await self._connect().call(lambda commands: self._record.restore(shared=self._shared(commands)))
+        for sysctl in restored:
+            log.info("switch restored", sysctl=sysctl.name, value=sysctl.value)
+        return report
 
-def left(commands: CommandSocket, record: SysctlRecord) -> list[str]:
-    """What `restore` leaves, why, and how to switch it. Raises OSError."""
-    others = forwarders(commands) if record.left() else ""
-    return [record.sentence(others)] if others else []
+    async def left(self) -> list[str]:
+        """The switches that others may rely on, and how to switch them."""
+        others = await self._connect().call(lambda commands: forwarders(commands) if self._record.left() else "")
+        return [self._record.sentence(others)] if others else []
 
-
-def _shared(commands: CommandSocket, record: SysctlRecord) -> bool:
-    return bool(record.left() and forwarders(commands))
+    def _shared(self, commands: CommandSocket) -> bool:
+        return bool(self._record.left() and forwarders(commands))
 
 
 def _devices(links: list[Link]) -> str:

@@ -9,8 +9,8 @@ import structlog
 
 from netloom.cidr import Address, Cidr
 from netloom.kernel.errors import KernelUnsupported
-from netloom.kernel.forwarders import left, plan_restore, restore
-from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
+from netloom.kernel.forwarders import RestoringKeeper
+from netloom.kernel.keeper.keeper import KeeperOptions
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh import tunnel_device as device
@@ -85,7 +85,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
         return super().in_sync and not self.conflicts and not self.unreachable and not self.withheld
 
 
-class Dataplane(Keeper[Desired, Report]):
+class Dataplane(RestoringKeeper[Desired, Report]):
     """See the module."""
 
     names = NAMES
@@ -152,21 +152,6 @@ class Dataplane(Keeper[Desired, Report]):
             return await self._connect().call(
                 lambda commands: planned_changes(commands, self._record, desired, self.servers)
             )
-
-    async def plan_cleanup(self) -> list[PlannedChange]:
-        """What `cleanup` would do. Writes nothing, needs no capability."""
-        changes = await super().plan_cleanup()
-        return changes + await self._connect().call(lambda commands: plan_restore(commands, self._record))
-
-    async def cleanup(self) -> Report:
-        """Remove all that is owned, and put the switches back, but for those that others may rely on."""
-        report = await super().cleanup()
-        await self._connect().call(lambda commands: restore(commands, self._record))
-        return report
-
-    async def left(self) -> list[str]:
-        """The switches that others may rely on, and how to switch them."""
-        return await self._connect().call(lambda commands: left(commands, self._record))
 
     @property
     def tunnels(self) -> tuple[Encapsulation, ...]:

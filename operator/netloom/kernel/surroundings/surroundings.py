@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Unpack
 
-from netloom.kernel.forwarders import left, plan_restore, restore
-from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
+from netloom.kernel.forwarders import RestoringKeeper
+from netloom.kernel.keeper.keeper import KeeperOptions
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.netlink.wire import NAMES
@@ -33,7 +33,7 @@ class SurroundingsReport(KeeperReport, frozen=True, kw_only=True):
         return (*super().news, seen)
 
 
-class SurroundingsKeeper(Keeper[Surroundings, SurroundingsReport]):
+class SurroundingsKeeper(RestoringKeeper[Surroundings, SurroundingsReport]):
     """See the module."""
 
     names = NAMES
@@ -62,20 +62,6 @@ class SurroundingsKeeper(Keeper[Surroundings, SurroundingsReport]):
         async with self._lock:
             await self._connect().call(look)
         return work.changes
-
-    async def plan_cleanup(self) -> list[PlannedChange]:
-        """What `cleanup` would put back. Writes nothing, needs no capability."""
-        return await self._connect().call(lambda commands: plan_restore(commands, self._record))
-
-    async def cleanup(self) -> SurroundingsReport:
-        """Put back what was set, but for what others may rely on."""
-        report = await super().cleanup()
-        await self._connect().call(lambda commands: restore(commands, self._record))
-        return report
-
-    async def left(self) -> list[str]:
-        """The switches that others may rely on, and how to switch them."""
-        return await self._connect().call(lambda commands: left(commands, self._record))
 
     @property
     def report(self) -> SurroundingsReport:
