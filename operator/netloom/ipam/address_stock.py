@@ -57,8 +57,8 @@ class AddressStock:
 
     # ------------------------------------------------------------------------------------------------ what there is
 
-    def provide(self, supply: Supply) -> None:
-        """From now on this is what there is. What is used outside of it stays used."""
+    def provide(self, supply: Supply) -> AbstractSet[Cidr]:
+        """From now on this is what there is. What is used outside of it stays used. Returns closed blocks that went."""
         before, self.supply, self._blocks, self._of_pool = self._blocks, supply, {}, {}
         fresh: list[AddressBlock] = []
         wanted = {cidr: pool for pool, cidrs in supply.blocks.items() for cidr in cidrs}
@@ -81,6 +81,7 @@ class AddressStock:
                 self._freed |= dict(block.remembered())
         if fresh:
             self._fill(set(map(id, fresh)))
+        return self.closed_blocks - self._blocks.keys()
 
     def _fill(self, fresh: AbstractSet[int]) -> None:
         """Enters into new blocks what is used and what rests there."""
@@ -114,10 +115,6 @@ class AddressStock:
     def has(self, address: Address) -> bool:
         """Whether it is provided."""
         return address in self.supply.singles or self.block_of(address) is not None
-
-    def gone(self) -> AbstractSet[Cidr]:
-        """Closed blocks that are not provided any more."""
-        return self.closed_blocks - self._blocks.keys()
 
     # ------------------------------------------------------------------------------------------------ how each is
 

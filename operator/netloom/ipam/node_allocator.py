@@ -88,8 +88,7 @@ class NodeAllocator:
         """From now on it gives of this. What is in use outside of it stays in use: `orphans`."""
         if supply == self.stock.supply:
             return
-        self.stock.provide(supply)
-        for cidr in self.stock.gone():
+        for cidr in self.stock.provide(supply):
             self.reopen(cidr)
         self.on_change()
 
@@ -247,10 +246,6 @@ class NodeAllocator:
     def holding(self, owner: Owner) -> OwnerHolding | None:
         """What this one has."""
         return self._held.get(owner)
-
-    def is_withheld(self, address: Address) -> bool:
-        """Whether the node has it itself."""
-        return address in self.stock.supply.taken
 
     def user(self, address: Address) -> Owner | None:
         """Who has it."""

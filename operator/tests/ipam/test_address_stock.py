@@ -66,8 +66,7 @@ def test_nothing_is_given_of_closed_blocks_nor_of_closed_pools() -> None:
     assert following(made) == "10.0.1.1"
     assert made.count("web", 4, 0, REST).free == 2
     assert stock(BLOCK, closed=frozenset({"web"})).count("web", 4, 0, REST).free == 0
-    made.provide(Supply(blocks={"web": (LATER,)}))
-    assert made.gone() == {BLOCK}
+    assert made.provide(Supply(blocks={"web": (LATER,)})) == {BLOCK}
 
 
 def test_what_is_known_of_an_address_outlives_its_block() -> None:

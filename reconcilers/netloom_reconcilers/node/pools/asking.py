@@ -134,7 +134,7 @@ class PoolReconciler:
         by who provides."""
         firsts = {each.version: each for each in reversed(blocks)}.values()
         ends = [(each.packed, each.last.to_bytes(len(each.packed), "big")) for each in firsts]
-        return all(self.allocator.is_withheld(first) for first, _ in ends) and not any(
+        return all(first in self.allocator.stock.supply.taken for first, _ in ends) and not any(
             self.allocator.user(each) for pair in ends for each in pair
         )
 
