@@ -15,11 +15,12 @@ Given = Mapping[str, Any]
 
 
 class WithoutEffect(NamedTuple):
-    """Of these parameters none has an effect `when` the values of all are so; `why` says so behind the option."""
+    """Of these parameters none has an effect `when` the values of all are so: with `beside`, or without it."""
 
     when: Callable[[Given], bool]
-    why: str
+    beside: str
     parameters: tuple[str, ...]
+    without: bool = False
 
 
 def rules() -> dict[str, tuple[WithoutEffect, ...]]:
@@ -29,34 +30,37 @@ def rules() -> dict[str, tuple[WithoutEffect, ...]]:
     of_a_guard = [each.name for group in (app.Webhook, guard.Guarding, guard.Serving) for each in fields(group)]
     manifests = WithoutEffect(
         lambda given: given["manifests"] is not None,
-        "with --manifests, which takes the objects from files and not from a cluster",
+        "--manifests, which takes the objects from files and not from a cluster",
         ("kubeconfig", "context", "lease_namespace", "grace_period"),
     )
     of_guarded = [_only_cilium("guarded", "--for"), _only_netloom("guarded", "--for")]
     serving = (
-        WithoutEffect(lambda given: given["tls_cert_file"] is not None, "with --tls-cert-file", ("secret",)),
-        WithoutEffect(lambda given: given["tls_cert_file"] is None, "without --tls-cert-file", ("tls_ca_file",)),
+        WithoutEffect(lambda given: given["tls_cert_file"] is not None, "--tls-cert-file", ("secret",)),
+        WithoutEffect(lambda given: given["tls_cert_file"] is None, "--tls-cert-file", ("tls_ca_file",), without=True),
     )
     return {
         "agent": (
             manifests,
             WithoutEffect(
                 lambda given: not given["cni_install"],
-                "without --cni-install",
+                "--cni-install",
                 ("cni_plugin", "cni_chain", "cni_version", "cni_bin_dir", "cni_conf_dir"),
+                without=True,
             ),
             WithoutEffect(
                 lambda given: not given["cni_install"] and given["cni_socket"] is None,
-                "without --cni-socket (or --cni-install), as nobody is answered",
+                "--cni-socket (or --cni-install), as nobody is answered",
                 ("cni_deletions",),
+                without=True,
             ),
         ),
         "plan": (manifests,),
         "operator": (
             WithoutEffect(
                 lambda given: not given["webhook_address"],
-                "without --webhook-address, which makes the operator a guard as well",
+                "--webhook-address, which makes the operator a guard as well",
                 tuple(name for name in of_a_guard if name != "webhook_address"),
+                without=True,
             ),
             _only_cilium("webhook_for", "--webhook-for"),
             _only_netloom("webhook_for", "--webhook-for"),
@@ -66,21 +70,21 @@ def rules() -> dict[str, tuple[WithoutEffect, ...]]:
         "install": (
             *of_guarded,
             WithoutEffect(
-                lambda given: bool(given["url"]), "with --url: something else runs the guard", ("image", "replicas")
+                lambda given: bool(given["url"]), "--url: something else runs the guard", ("image", "replicas")
             ),
-            WithoutEffect(lambda given: not given["apply"], "without --apply", ("kubeconfig", "context")),
+            WithoutEffect(lambda given: not given["apply"], "--apply", ("kubeconfig", "context"), without=True),
         ),
     }
 
 
 def _only_cilium(parameter: str, option: str) -> WithoutEffect:
-    why = f"with {option} cilium, which guards nothing of Netloom's network"
-    return WithoutEffect(lambda given: given[parameter] == "cilium", why, ("operator_user", "agent_user"))
+    beside = f"{option} cilium, which guards nothing of Netloom's network"
+    return WithoutEffect(lambda given: given[parameter] == "cilium", beside, ("operator_user", "agent_user"))
 
 
 def _only_netloom(parameter: str, option: str) -> WithoutEffect:
-    why = f"with {option} netloom, which guards nothing of Cilium's"
-    return WithoutEffect(lambda given: given[parameter] == "netloom", why, ("cilium_namespace",))
+    beside = f"{option} netloom, which guards nothing of Cilium's"
+    return WithoutEffect(lambda given: given[parameter] == "netloom", beside, ("cilium_namespace",))
 
 
 def refuse_ignored(called: typer.Context) -> None:
@@ -90,5 +94,6 @@ def refuse_ignored(called: typer.Context) -> None:
         for parameter in rule.parameters:
             source = called.get_parameter_source(parameter)
             if source is not None and source.name == "COMMANDLINE" and rule.when(called.params):
-                way = "Give that as well, or leave this" if rule.why.startswith("without") else "Leave one of the two"
-                raise WrongUsage(f"{names[parameter]} has no effect {rule.why}. {way} out.")
+                way = "Give that as well, or leave this" if rule.without else "Leave one of the two"
+                how = "without" if rule.without else "with"
+                raise WrongUsage(f"{names[parameter]} has no effect {how} {rule.beside}. {way} out.")
