@@ -42,7 +42,7 @@ MOST_CONTAINER = 128
 _INTERFACE = re.compile(r"[^\s/:%]{1,15}")
 
 
-class Step(NamedTuple):
+class WiringStep(NamedTuple):
     """What is done to an end, and its message. text: for people. address: that it leads to, or is given."""
 
     kind: Literal["link", "address", "neighbour", "route", "way out"]
@@ -201,7 +201,7 @@ class Wiring:
             )
         return end
 
-    def _in_the_pod(self, pod: End) -> list[Step]:
+    def _in_the_pod(self, pod: End) -> list[WiringStep]:
         """What is to be done there: addresses that are there at once, and the way out."""
         endpoint, index = self._endpoint, pod.ifindex
         six = any(len(address) == 16 for address in endpoint.addresses)
@@ -209,19 +209,19 @@ class Wiring:
         if six:
             if pod.disable_ipv6:
                 self._enable_ipv6()
-            steps.append(Step("link", "addrgenmode none", link_messages.generate_no_addresses(index)))
-        steps.append(Step("link", "up", link_messages.set_up(index)))
+            steps.append(WiringStep("link", "addrgenmode none", link_messages.generate_no_addresses(index)))
+        steps.append(WiringStep("link", "up", link_messages.set_up(index)))
         given = endpoint.addresses
-        steps += [Step("address", f"address {_text(each)}", row_messages.address(each, index)) for each in given]
+        steps += [WiringStep("address", f"address {_text(each)}", row_messages.address(each, index)) for each in given]
         if six:
             local = link_local_of(endpoint.pod_mac)
-            steps.append(Step("address", f"address {_text(local)}", row_messages.address(local, index, 64)))
+            steps.append(WiringStep("address", f"address {_text(local)}", row_messages.address(local, index, 64)))
         for address in endpoint.addresses:
             gateway = gateway_of(address)
             neighbour = row_messages.neighbour(gateway, index, endpoint.host_mac)
-            steps.append(Step("neighbour", f"neighbour {_text(gateway)}", neighbour))
+            steps.append(WiringStep("neighbour", f"neighbour {_text(gateway)}", neighbour))
             way_out = row_messages.default_route(gateway, index)
-            steps.append(Step("way out", f"default route by {_text(gateway)}", way_out, gateway))
+            steps.append(WiringStep("way out", f"default route by {_text(gateway)}", way_out, gateway))
         return steps
 
     def _enable_ipv6(self) -> None:
@@ -236,7 +236,7 @@ class Wiring:
             why = f"{off} {takes}: have the runtime leave it on, or give the pod no IPv6 address"
             raise _failed("not-permitted", endpoint, why) from error
 
-    def _do(self, commands: CommandSocket, steps: Sequence[Step]) -> None:
+    def _do(self, commands: CommandSocket, steps: Sequence[WiringStep]) -> None:
         refusals = commands.execute(numbered([step.message for step in steps]))
         for place, refusal in sorted(refusals.items()):
             step = steps[place]
@@ -247,14 +247,14 @@ class Wiring:
             where = "in the pod" if commands is self._inside else "on the node"
             raise self._explained(refusal, f"{step.text} {where}", step.kind)
 
-    def _has_a_way_out(self, step: Step) -> WiringFailed:
+    def _has_a_way_out(self, step: WiringStep) -> WiringFailed:
         indexes = row_messages.ways_out(self._inside, len(step.address))
         found = [end for index in indexes if (end := look(self._inside, index))]
         device = next((end.name for end in found if end.name != self._endpoint.interface), "another device")
         why = f"the pod has a default route already (by {device}): Netloom makes one interface of a pod, which has it"
         return _failed("interface-taken", self._endpoint, f"{why}; leave the other network's plugin without one")
 
-    def _makes_room(self, step: Step) -> bool:
+    def _makes_room(self, step: WiringStep) -> bool:
         """Whether the route is there now: one of ours stood in its place that leads to no pod, which somebody made, or
         an earlier life left. Raises WiringFailed."""
         endpoint, address = self._endpoint, step.address
@@ -307,15 +307,15 @@ class Wiring:
         return _failed(reason, self._endpoint, f"{what}: {refusal}{way}")
 
 
-def host_steps(endpoint: Endpoint, host: End, cookie: int) -> list[Step]:
+def host_steps(endpoint: Endpoint, host: End, cookie: int) -> list[WiringStep]:
     """What is to be done to a host end that is new: its switches, up, and what stands on it."""
     index = host.ifindex
     prepare = link_messages.prepare_host_end(index, alias_of(endpoint, cookie), ipv6=host.disable_ipv6 is not None)
-    steps = [Step("link", "switches", prepare), Step("link", "up", link_messages.set_up(index))]
+    steps = [WiringStep("link", "switches", prepare), WiringStep("link", "up", link_messages.set_up(index))]
     for address in endpoint.addresses:
         neighbour = row_messages.neighbour(address, index, endpoint.pod_mac)
-        steps.append(Step("neighbour", f"neighbour {_text(address)}", neighbour))
-        steps.append(Step("route", f"route to {_text(address)}", row_messages.route(address, index), address))
+        steps.append(WiringStep("neighbour", f"neighbour {_text(address)}", neighbour))
+        steps.append(WiringStep("route", f"route to {_text(address)}", row_messages.route(address, index), address))
     return steps
 
 
