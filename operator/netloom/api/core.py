@@ -112,6 +112,12 @@ class Secret(Struct, frozen=True):
     data: dict[str, str] = msgspec.field(default_factory=dict)
 
 
+class TaintedSpec(Struct, frozen=True):
+    """Node.spec, with taints as they are on the wire: they are written back."""
+
+    taints: tuple[dict[str, Any], ...] = ()
+
+
 class PodIP(Struct, frozen=True):
     """Pod.status.podIPs[]."""
 

@@ -2,17 +2,11 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from netloom.api.core import TaintedSpec
 from netloom.api.meta import ObjectMeta, Resource, Struct
 from netloom.api.pod_state import PodState
 from netloom.uninstall.cleaner import pod_name
-
-
-class MachineSpec(Struct, frozen=True):
-    """Node.spec, with taints as they are on the wire: they are written back."""
-
-    taints: tuple[dict[str, Any], ...] = ()
 
 
 class Heard(Struct, frozen=True):
@@ -32,7 +26,7 @@ class MachineNode(Struct, frozen=True):
     """core/v1 Node."""
 
     metadata: ObjectMeta = ObjectMeta()
-    spec: MachineSpec = MachineSpec()
+    spec: TaintedSpec = TaintedSpec()
     status: MachineStatus = MachineStatus()
 
     @property

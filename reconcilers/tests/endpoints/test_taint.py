@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from netloom.api.core import NOT_READY_TAINT as KEY
+from netloom.api.core import TaintedSpec
 from netloom.api.meta import ObjectMeta
 from netloom.runtime.errors import ApiError, Conflict, Forbidden, NotFound, Unavailable
 from netloom_reconcilers.node.endpoints import taint as module
-from netloom_reconcilers.node.endpoints.taint import Taint, TaintedNode, TaintedSpec
+from netloom_reconcilers.node.endpoints.taint import Taint, TaintedNode
 
 OURS = {"key": KEY, "effect": "NoSchedule"}
 OTHER = {"key": "mine", "value": "x", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}

@@ -8,11 +8,11 @@ NetloomNode is another one, and now and then.
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Any
 
 import structlog
 
 from netloom.api.core import NOT_READY_TAINT as KEY
+from netloom.api.core import TaintedSpec
 from netloom.api.meta import ObjectMeta, Resource, Struct
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, Conflict, Forbidden, NotFound
@@ -24,12 +24,6 @@ LOOK_SECONDS = 600.0
 """Between looks without a reason."""
 ATTEMPTS = 5
 """Until another writer is left alone for a while: a node that becomes ready is written to by several at that moment."""
-
-
-class TaintedSpec(Struct, frozen=True):
-    """Node.spec, with taints as they are on the wire: they are written back."""
-
-    taints: tuple[dict[str, Any], ...] = ()
 
 
 class TaintedNode(Struct, frozen=True):
