@@ -239,9 +239,10 @@ async def test_what_is_done_to_a_device_that_nobody_knows_yet_is_undone(
     make = Wiring.make
 
     def make_and_meddle(wiring: Wiring) -> Made:
-        made = make(wiring)
-        if line:
-            do(node, line)
+        nonlocal line
+        made, now, line = make(wiring), line, ""  # once
+        if now:
+            do(node, now)
         return made
 
     monkeypatch.setattr(Wiring, "make", make_and_meddle)
@@ -256,7 +257,6 @@ async def test_what_is_done_to_a_device_that_nobody_knows_yet_is_undone(
         await keeper.prune()
         line = AS_IT_IS_MADE[name].replace("DEVICE", one.endpoint.device)
         await one.add(keeper)
-        line = ""
         await becomes(story.state, story.whole)
         await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
         assert await one.check(keeper) == []
