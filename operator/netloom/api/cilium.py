@@ -20,15 +20,25 @@ DEFAULT_MODE = "cluster-pool"
 """IPAM mode of a cilium-config without the key `ipam`."""
 
 
+def _in_lower_case(data: Mapping[str, str]) -> bool:
+    """Whether all keys are written as Cilium reads them. Nearly always they are, and that is seen without a loop over a
+    hundred and more of them."""
+    keys = "".join(data)
+    return keys == keys.lower()
+
+
 def spellings(data: Mapping[str, str], key: str) -> list[str]:
     """The keys that Cilium takes for this one, the one in lower case first: the library that it reads its configuration
     with (viper) reads all keys in lower case. Where several have different values, any of them may win."""
+    if _in_lower_case(data):
+        return [key] if key in data else []
     return sorted((each for each in data if each.lower() == key), reverse=True)
 
 
-def settings(data: Mapping[str, str]) -> dict[str, str]:
-    """A configuration by the keys that Cilium reads; of several spellings the value of the first."""
-    return {key.lower(): data[key] for key in sorted(data)}
+def settings(data: Mapping[str, str]) -> Mapping[str, str]:
+    """A configuration by the keys that Cilium reads; of several spellings the value of the first. Where all keys are
+    written so, `data` itself."""
+    return data if _in_lower_case(data) else {key.lower(): data[key] for key in sorted(data)}
 
 
 class CiliumPoolAllocation(Struct, frozen=True):

@@ -1,14 +1,14 @@
 """What is wrong with an object, as a value: for a condition, an Event, an admission answer or a line on a terminal."""
 
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 Severity = Literal["error", "warning"]
 """An `error` is refused, or what it names is left out; a `warning` is reported, and the object used as it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True):
     """One thing that is wrong with one field of one object.
 
     object: kind and name, `NetloomNetwork default`.

@@ -6,14 +6,15 @@ as Cilium reads them: elements between blanks and commas, as networks, in any or
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from netloom.api.cilium import DEFAULT_MODE, CiliumPoolFamily, settings, spellings
 from netloom.api.core import ConfigMap
 from netloom.api.problem import Problem
 from netloom.api.words import NODES_HOLD, in_use
 from netloom.cidr import VERSIONS, Version
-from netloom.cidr.interval_set import IntervalSet
+from netloom.cidr.interval_set import FrozenIntervalSet
 from netloom.guard import wording
 from netloom.guard.cluster_state import CILIUM_IN_USE, CILIUM_MODE, ClusterState
 from netloom.guard.decode import Change
@@ -69,8 +70,13 @@ def contradictions(data: Mapping[str, str]) -> dict[str, dict[str, str]]:
 
 
 def migrates(data: Mapping[str, str]) -> bool:
-    """Whether a configuration asks for the one live migration that Cilium has, out of mode cluster-pool."""
-    return modes_of(data) == ("multi-pool",) and settings(data).get(MIGRATION, "").strip() in TRUE
+    """Whether a configuration asks for the one live migration that Cilium has, out of mode cluster-pool, by the keys as
+    they are written."""
+    return len(modes_of(data)) == 1 and _migrates(settings(data))
+
+
+def _migrates(data: Data) -> bool:
+    return mode_of(data) == "multi-pool" and data.get(MIGRATION, "").strip() in TRUE
 
 
 def elements(text: str) -> tuple[str, ...]:
@@ -82,22 +88,30 @@ def decide_cilium_config(change: Change[ConfigMap], live: ClusterState) -> Rulin
     """The verdict on one write of Cilium's configuration."""
     was, wanted = (each.data if each else None for each in (change.old, change.new))
     old, new = (None if each is None else settings(each) for each in (was, wanted))
-    known = contradictions(was or {})
-    unclear = [key for key, values in contradictions(wanted or {}).items() if known.get(key) != values]
-    if unclear:
-        refusal = wording.CILIUM_SPELLINGS
-        return Ruling(refusals=tuple(refusal.problem(change.name, f"data.{key}", "") for key in unclear))
+    spelled = wanted if wanted is not None and new is not wanted else {}
+    if spelled and (unclear := _unclear(was or {}, spelled)):
+        return Ruling(
+            refusals=tuple(wording.CILIUM_SPELLINGS.problem(change.name, f"data.{key}", "") for key in unclear)
+        )
     verdict = _decide(change, old, new, live)
     if binary := _binary(change, live):
         verdict = replace(verdict, refusals=(*binary, *verdict.refusals))
-    written = {f"data.{key.lower()}": f"data.{key}" for key in sorted(wanted or {})}
+    if not spelled or not verdict.refusals:
+        return verdict
+    written = {f"data.{key.lower()}": f"data.{key}" for key in sorted(spelled)}
     named = (replace(each, field=written.get(each.field, each.field)) for each in verdict.refusals)
     return replace(verdict, refusals=tuple(named))
 
 
+def _unclear(was: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
+    """The keys whose spellings contradict each other, and did not so before."""
+    known = contradictions(was)
+    return [key for key, values in contradictions(wanted).items() if known.get(key) != values]
+
+
 def _binary(change: Change[ConfigMap], live: ClusterState) -> list[Problem]:
     """Guarded keys that are new or changed among the binary data of a configuration that is in use."""
-    if change.new is None or live.unseen("ConfigMap"):
+    if change.new is None or not change.new.binary_data or live.unseen("ConfigMap"):
         return []
     known = change.old.binary_data if change.old else {}
     new = [key for key, value in change.new.binary_data.items() if known.get(key) != value]
@@ -113,12 +127,11 @@ def _binary(change: Change[ConfigMap], live: ClusterState) -> list[Problem]:
 
 
 def _decide(change: Change[ConfigMap], old: Data | None, new: Data | None, live: ClusterState) -> Ruling:
+    if old is not None and new is not None and not any(old.get(key) != new.get(key) for key in GUARDED_KEYS):
+        return Ruling()
     warnings = tuple(_warnings(change.name, old or {}, new, live)) if new is not None else ()
-    if old is not None and new is not None:
-        if all(old.get(key) == new.get(key) for key in GUARDED_KEYS):
-            return Ruling()
-        if _harmless(change, old, new, live):
-            return Ruling(warnings=warnings)
+    if old is not None and new is not None and _harmless(change, old, new, live):
+        return Ruling(warnings=warnings)
     unseen = live.missing("CiliumNode", "ConfigMap")
     recorded = live.recorded.get(CILIUM_MODE, "")
     if live.unseen("ConfigMap") or not (recorded or live.cilium_held.count):
@@ -138,7 +151,7 @@ def _refusals(
     if new is None:
         return [wording.CILIUM_DELETED.problem(name, "metadata.name", change.key, **said)]
     wanted = mode_of(new)
-    if migrates(new) and mode == "cluster-pool" and (old is None or mode_of(old) in MIGRATION_MODES):
+    if _migrates(new) and mode == "cluster-pool" and (old is None or mode_of(old) in MIGRATION_MODES):
         return []
     problems: list[Problem] = []
     if old is not None and old.get(IPAM, "").strip() and not new.get(IPAM, "").strip():
@@ -175,7 +188,7 @@ def _pool(name: str, family: Version, old: Data, new: Data, live: ClusterState) 
     after = new.get(cidr_key, "")
     before = cidrs_of(elements(old.get(cidr_key, "")), family)
     kept = frozenset(cidrs_of(elements(after), family))
-    together = IntervalSet(kept)
+    together = FrozenIntervalSet(kept)
     for cidr in dict.fromkeys(cidr for cidr in before if cidr not in kept):
         holders = live.cilium_held.overlapping(cidr)
         why = holders.blocks() if holders.count else f"{who_holds(live)} of mode cluster-pool"
@@ -203,7 +216,7 @@ def _uncovered(name: str, family: Version, new: Data, live: ClusterState) -> lis
     """A configuration that is made anew without CIDRs that nodes hold: a removal in two steps."""
     key = CIDR_KEYS[family]
     text = new.get(key, "")
-    holders = live.cilium_held.outside_family(IntervalSet(cidrs_of(elements(text), family)), family)
+    holders = live.cilium_held.outside_family(FrozenIntervalSet(cidrs_of(elements(text), family)), family)
     if not holders.count:
         return []
     message = (
@@ -222,15 +235,16 @@ def _mask(data: Data, family: Version) -> str:
 def _warnings(name: str, old: Data, new: Data, live: ClusterState) -> list[Problem]:
     """What is legal and unwise, and was not so before."""
     problems: list[Problem] = []
-    auto = new.get(AUTO_CREATE, "").strip()
-    known = mode_of(old) == "multi-pool" and auto == old.get(AUTO_CREATE, "").strip()
-    if auto and mode_of(new) == "multi-pool" and not known:
+    was, wanted = mode_of(old), mode_of(new)
+    if wanted == "multi-pool" and (auto := new.get(AUTO_CREATE, "").strip()):
+        known = was == wanted and auto == old.get(AUTO_CREATE, "").strip()
         message = "Cilium creates these pools when it starts and never changes them afterwards, whatever is put here."
         field, way_out = f"data.{AUTO_CREATE}", "Write CiliumPodIPPools yourself."
-        problems.append(Problem(name, field, _shortened(auto), "AutoCreatedPools", message, way_out, "warning"))
-    if mode_of(new) == "cluster-pool":
+        if not known:
+            problems.append(Problem(name, field, _shortened(auto), "AutoCreatedPools", message, way_out, "warning"))
+    if wanted == "cluster-pool":
         problems += [each for family in VERSIONS for each in _holds_nodes(name, family, old, new, live)]
-    if migrates(new) and not migrates(old) and mode_of(old) == DEFAULT_MODE:
+    if was == DEFAULT_MODE and _migrates(new) and not _migrates(old):
         problems += _migration_warnings(name, old, new, live)
     return problems
 
@@ -260,7 +274,7 @@ def _migration_warnings(name: str, old: Data, new: Data, live: ClusterState) -> 
         return [warning(message, f"Create the CiliumPodIPPool {pool_name}, or name it in {AUTO_CREATE}.")]
     problems: list[Problem] = []
     for family, (cidrs, mask) in families.items():
-        holders = live.cilium_held.outside_family(IntervalSet(cidrs_of(cidrs, family)), family)
+        holders = live.cilium_held.outside_family(FrozenIntervalSet(cidrs_of(cidrs, family)), family)
         if holders.count:
             message = f"the pool {pool_name} does not cover what nodes have: {holders.blocks('outside it')}."
             problems.append(warning(message, f"Give it all of {CIDR_KEYS[family]}."))

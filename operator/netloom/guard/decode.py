@@ -2,7 +2,6 @@
 
 import functools
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
@@ -25,8 +24,7 @@ class UnreadableObject(Exception):
         self.problem = problem
 
 
-@dataclass(frozen=True, slots=True)
-class Change(Generic[T]):
+class Change(msgspec.Struct, Generic[T], frozen=True):
     """What a request does to one object: `old` is None at CREATE, `new` at DELETE."""
 
     request: AdmissionRequest
@@ -61,7 +59,7 @@ def change_of(request: AdmissionRequest, resource: Resource[T]) -> Change[T]:
 def name_of(request: AdmissionRequest, kind: str) -> str:
     """Kind and name of what the request is about, as far as they can be read."""
     name, namespace = request.name, request.namespace
-    for raw in (request.object, request.old_object):
+    for raw in () if name else (request.object, request.old_object):
         with suppress(*UNREADABLE):
             name = name or _decoder(_Named).decode(raw).metadata.name
     return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"

@@ -9,6 +9,7 @@ import operator
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from sortedcontainers import SortedDict, SortedList
@@ -16,7 +17,7 @@ from sortedcontainers import SortedDict, SortedList
 from netloom.api import words
 from netloom.api.words import SHOWN
 from netloom.cidr import WIDTH, Cidr, Version
-from netloom.cidr.interval_set import IntervalSet
+from netloom.cidr.interval_set import FrozenIntervalSet
 
 _BEYOND = 129
 """Longer than any prefix."""
@@ -41,6 +42,8 @@ class OwnedBlock(NamedTuple):
     owner: str
 
 
+_NOTHING = FrozenIntervalSet()
+
 _owner = operator.itemgetter(OwnedBlock._fields.index("owner"))
 
 
@@ -49,14 +52,14 @@ def cidrs_of(texts: Iterable[str], family: Version | None = None) -> list[Cidr]:
     return [cidr for text in texts if (cidr := Cidr.masked(text)) and family in (None, cidr.version)]
 
 
-def lost(before: Iterable[str], after: Collection[str], family: Version) -> list[Cidr]:
-    """The CIDRs of a list that another does not cover: they went, or became smaller."""
+def lost(before: Iterable[str], after: Collection[str], family: Version) -> tuple[list[Cidr], FrozenIntervalSet]:
+    """The CIDRs of a list that another does not cover (they went, or became smaller), and what that one covers."""
     written = set(after)
     changed = cidrs_of((text for text in before if text not in written), family)
     if not changed:
-        return []  # most writes take nothing away, and a set in order costs more than all else here
-    kept = IntervalSet(cidrs_of(after, family))
-    return [cidr for cidr in changed if not kept.covers(cidr)]
+        return [], _NOTHING  # most writes take nothing away, and need no set in order
+    kept = FrozenIntervalSet(cidrs_of(after, family))
+    return [cidr for cidr in changed if not kept.covers(cidr)], kept
 
 
 class _Index:
@@ -106,16 +109,17 @@ class _Index:
         """The blocks that share an address with a CIDR, each once."""
         return [*self._containing(cidr), *self._starting(cidr, cidr.last)]
 
-    def outside(self, kept: IntervalSet, cidr: Cidr, *, within: bool) -> list[OwnedBlock]:
+    def outside(self, kept: FrozenIntervalSet, cidr: Cidr, *, within: bool) -> list[OwnedBlock]:
         """The blocks that share an address with a CIDR (or lie in it), and of which an address is not kept; each
         once."""
         found = [] if within else [block for block in self._containing(cidr) if not kept.covers(block.cidr)]
         at = cidr.base
         for first, last in kept.gaps(cidr):
             # What shares an address with a gap begins in it, or behind the gap before and has this one's first address.
-            address = Cidr(cidr.version, first, WIDTH[cidr.version])
-            around = (block for block in self._containing(address) if at <= block.cidr.base < first)
-            found += [block for block in around if cidr.contains(block.cidr)]
+            if at < first:
+                address = Cidr(cidr.version, first, WIDTH[cidr.version])
+                around = (block for block in self._containing(address) if at <= block.cidr.base < first)
+                found += [block for block in around if cidr.contains(block.cidr)]
             found += self._starting(Cidr(cidr.version, first, cidr.length), last)
             at = last + 1
         return found
@@ -212,7 +216,7 @@ class Holdings:
     def holders(self, pool: str | None = None) -> Holders:
         """Who holds something, or something of a pool, by name."""
         owners = self._index(pool).owners
-        return Holders(len(owners), tuple(owners.keys()[:SHOWN]))
+        return Holders(len(owners), tuple(islice(owners, SHOWN)))
 
     def holds_of(self, pool: str) -> bool:
         """Whether anybody holds something of a pool."""
@@ -231,12 +235,12 @@ class Holdings:
         index = self._index(pool)
         return index.holders(index.overlapping(cidr), but)
 
-    def outside(self, kept: IntervalSet, cidr: Cidr, pool: str | None = None, *, within: bool = False) -> Holders:
+    def outside(self, kept: FrozenIntervalSet, cidr: Cidr, pool: str | None = None, *, within: bool = False) -> Holders:
         """Who holds CIDRs that share an address with this one (or lie in it) and that `kept` does not cover."""
         index = self._index(pool)
         return index.holders(index.outside(kept, cidr, within=within))
 
-    def outside_family(self, kept: IntervalSet, family: Version) -> Holders:
+    def outside_family(self, kept: FrozenIntervalSet, family: Version) -> Holders:
         """Who holds CIDRs of a family that `kept` does not cover."""
         return self.outside(kept, Cidr(family, 0, 0))
 

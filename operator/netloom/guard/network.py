@@ -6,7 +6,8 @@ always be made better, and an update that leaves the guarded fields as they are 
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from netloom.api.cidrs import holds_nodes
 from netloom.api.ipam_modes import mode_named
@@ -15,7 +16,7 @@ from netloom.api.v1alpha1 import IN_USE_FINALIZER, NETWORK_NAME, NetloomNetwork
 from netloom.api.validation.network import network_warnings
 from netloom.api.words import NODES_HOLD, in_use
 from netloom.cidr import VERSIONS, Cidr, Version, format_address
-from netloom.cidr.interval_set import IntervalSet
+from netloom.cidr.interval_set import FrozenIntervalSet
 from netloom.guard import wording
 from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decode import Change
@@ -98,7 +99,7 @@ def _takes(change: Change[NetloomNetwork], old: NetloomNetwork, new: NetloomNetw
         return True
     for family in VERSIONS:
         (before, old_size), (after, new_size) = _list(old, family), _list(new, family)
-        if before and (old_size != new_size or lost(before, after, family)):
+        if before and (old_size != new_size or lost(before, after, family)[0]):
             return True
     return _narrows(old, new)
 
@@ -137,9 +138,9 @@ def _either(modes: Iterable[str]) -> str:
 def _pool(name: str, family: Version, old: NetloomNetwork, new: NetloomNetwork, live: ClusterState) -> list[Problem]:
     (before, old_size), (after, new_size) = _list(old, family), _list(new, family)
     field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList"
-    kept = IntervalSet(cidrs_of(after, family))
     problems: list[Problem] = []
-    for cidr in lost(before, after, family):
+    gone, kept = lost(before, after, family)
+    for cidr in gone:
         holders = live.held.outside(kept, cidr)
         if holders.count:
             why = f"{holders.blocks()}, and their pods would have addresses that are not the cluster's any more."
@@ -164,7 +165,7 @@ def _uncovered(name: str, new: NetloomNetwork, live: ClusterState) -> list[Probl
     problems: list[Problem] = []
     for family in VERSIONS:
         texts, _ = _list(new, family)
-        holders = live.held.outside_family(IntervalSet(cidrs_of(texts, family)), family)
+        holders = live.held.outside_family(FrozenIntervalSet(cidrs_of(texts, family)), family)
         if holders.count:
             message = (
                 f"it does not cover what is in use: {holders.blocks('outside it')}, and their pods "
@@ -188,7 +189,7 @@ def _native(
     if covered is None:
         return []
     before, after = _native_cidr(old, family), _native_cidr(new, family)
-    kept = IntervalSet(cidrs_of([after], family))
+    kept = FrozenIntervalSet(cidrs_of([after], family))
     holders = live.held.outside(kept, covered, within=True)
     cidrs = [cidr for cidr in cidrs_of(_list(new, family)[0], family) if pool and covered.contains(cidr)]
     lost = [str(cidr) for cidr in cidrs if not kept.covers(cidr)]
@@ -213,7 +214,7 @@ def _narrowed(old: NetloomNetwork, new: NetloomNetwork, family: Version) -> Cidr
     covered = Cidr.masked(before)
     if covered is None or before == after or not after or not _masquerades(new, family):
         return None
-    return None if IntervalSet(cidrs_of([after], family)).covers(covered) else covered
+    return None if FrozenIntervalSet(cidrs_of([after], family)).covers(covered) else covered
 
 
 def _warnings(name: str, old: NetloomNetwork | None, new: NetloomNetwork, live: ClusterState) -> list[Problem]:
@@ -226,7 +227,7 @@ def _warnings(name: str, old: NetloomNetwork | None, new: NetloomNetwork, live: 
         return found
     was = old if old and _from_network(old.spec.ipam.mode) else NetloomNetwork()
     for family in VERSIONS:
-        before = IntervalSet(cidrs_of(_list(was, family)[0], family))
+        before = FrozenIntervalSet(cidrs_of(_list(was, family)[0], family))
         for number, text in enumerate(_list(new, family)[0]):
             cidr = Cidr.masked(text)
             if cidr and cidr.version == family and not before.covers(cidr):

@@ -10,7 +10,7 @@ from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, PoolFamily
 from netloom.api.validation.pool import validate_pool_update
 from netloom.cidr import VERSIONS, Cidr, Version
-from netloom.cidr.interval_set import IntervalSet
+from netloom.cidr.interval_set import FrozenIntervalSet
 from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decode import Change
 from netloom.guard.holdings import Holdings, cidrs_of, lost
@@ -72,11 +72,14 @@ def _taken(change: Change[Any], old: Pool, new: Pool, held: Holdings) -> tuple[l
     takes = False
     for family in VERSIONS:
         before, after = _of(old, family), _of(new, family)
-        if gone := lost(_cidrs(old, family), _cidrs(new, family), family):
+        if before is None or before == after:
+            continue
+        gone, kept = lost(before.cidrs, after.cidrs if after else (), family)
+        if gone:
             takes = True
-            if held.holds_of(change.key):  # else nothing can be missing, and a set in order costs most of a decision
-                problems += _gone(change, gone, cidrs_of(_cidrs(new, family), family), held)
-        if before and after and before.mask_size != after.mask_size:
+            if held.holds_of(change.key):  # else nothing can be missing
+                problems += _gone(change, gone, kept, held)
+        if after and before.mask_size != after.mask_size:
             takes = True
             holders = held.holders(change.key)
             if holders.count:
@@ -89,9 +92,9 @@ def _taken(change: Change[Any], old: Pool, new: Pool, held: Holdings) -> tuple[l
     return problems, takes
 
 
-def _gone(change: Change[Any], gone: Iterable[Cidr], left: Iterable[Cidr], held: Holdings) -> list[Problem]:
-    """What is wrong with CIDRs that go or shrink, where these are left."""
-    problems, kept = [], IntervalSet(left)
+def _gone(change: Change[Any], gone: Iterable[Cidr], kept: FrozenIntervalSet, held: Holdings) -> list[Problem]:
+    """What is wrong with CIDRs that go or shrink, where these are kept."""
+    problems: list[Problem] = []
     for cidr in gone:
         holders = held.outside(kept, cidr, change.key)
         if holders.count:
@@ -109,7 +112,7 @@ def _gone(change: Change[Any], gone: Iterable[Cidr], left: Iterable[Cidr], held:
 
 def _added(old: NetloomIPPool | None, new: NetloomIPPool) -> list[tuple[str, Cidr]]:
     """CIDRs with addresses that the pool had not before, each with its field."""
-    had = IntervalSet(cidr for family in VERSIONS for cidr in cidrs_of(_cidrs(old, family), family))
+    had = FrozenIntervalSet(cidr for family in VERSIONS for cidr in cidrs_of(_cidrs(old, family), family))
     return [
         (f"spec.ipv{family}.cidrs[{number}]", cidr)
         for family in VERSIONS

@@ -2,7 +2,8 @@
 what live objects show of somebody who got past the guard."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from netloom.api.cilium import AGENTS_NAME, CONFIG_NAME, OPERATOR_NAME, DaemonSet, spellings
 from netloom.api.problem import Problem

@@ -1,12 +1,11 @@
 """What the guard says of one request."""
 
-from dataclasses import dataclass
+import msgspec
 
 from netloom.api.problem import Problem
 
 
-@dataclass(frozen=True, slots=True)
-class Ruling:
+class Ruling(msgspec.Struct, frozen=True):
     """refusals: what is wrong, the worst first; empty means: let it through.
 
     warnings: legal and unwise; shown to whoever asks, whatever the verdict.

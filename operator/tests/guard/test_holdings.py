@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from netloom.cidr import Cidr
-from netloom.cidr.interval_set import IntervalSet
+from netloom.cidr.interval_set import FrozenIntervalSet
 from netloom.guard.holdings import Holders, Holdings, cidrs_of
 
 Network = IPv4Network | IPv6Network
@@ -53,7 +53,7 @@ def inside(one: Network, other: Network) -> bool:
 
 @given(NETWORKS, st.lists(NETWORKS, max_size=6))
 def test_ranges_cover_what_their_cidrs_cover_together(asked: Network, cidrs: list[Network]) -> None:
-    assert IntervalSet(map(cidr_of, cidrs)).covers(cidr_of(asked)) == covered(asked, cidrs)
+    assert FrozenIntervalSet(map(cidr_of, cidrs)).covers(cidr_of(asked)) == covered(asked, cidrs)
 
 
 @given(st.lists(NETWORKS, max_size=9), st.lists(NETWORKS, max_size=9), NETWORKS, st.booleans())
@@ -68,7 +68,7 @@ def test_what_is_outside_is_found_at_every_edge(
         for number, network in enumerate(held)
         if not covered(network, kept) and (inside(network, asked) if within else network.overlaps(asked))
     ]
-    found = holdings.outside(IntervalSet(map(cidr_of, kept)), cidr_of(asked), within=within)
+    found = holdings.outside(FrozenIntervalSet(map(cidr_of, kept)), cidr_of(asked), within=within)
     assert found.count == len(wanted)
     assert set(found.names) <= set(wanted)
 
@@ -119,7 +119,7 @@ class Scan(RuleBasedStateMachine):
     @rule(asked=NETWORKS, pool=st.sampled_from([None, "blue", "green"]))
     def within(self, asked: Network, pool: str | None) -> None:
         cidr = cidr_of(asked)
-        everything = self.holdings.outside(IntervalSet(), cidr, pool, within=True)
+        everything = self.holdings.outside(FrozenIntervalSet(), cidr, pool, within=True)
         self.same(everything, lambda network: inside(network, asked), pool)
         self.same(self.holdings.overlapping(cidr, pool), lambda network: network.overlaps(asked), pool)
         without = self.holdings.overlapping(cidr, pool, but="a")
@@ -138,7 +138,7 @@ class Scan(RuleBasedStateMachine):
         pool=st.sampled_from([None, "blue", "green"]),
     )
     def outside(self, kept: list[Network], asked: Network, pool: str | None) -> None:
-        ranges = IntervalSet(map(cidr_of, kept))
+        ranges = FrozenIntervalSet(map(cidr_of, kept))
         self.same(
             self.holdings.outside(ranges, cidr_of(asked), pool),
             lambda network: not covered(network, kept) and network.overlaps(asked),

@@ -6,7 +6,8 @@ import asyncio
 import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from netloom.api.cidrs import check_nodes_outside
 from netloom.api.ipam_modes import IpamMode, mode_of

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from netloom.cidr import Cidr
-from netloom.cidr.interval_set import IntervalSet
+from netloom.cidr.interval_set import FrozenIntervalSet
 from netloom.kernel.mesh import reader
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import IFF_LOWER_UP, IFF_UP
@@ -41,7 +41,7 @@ class LocalPods(msgspec.Struct, frozen=True):
 def read_local_pods(commands: CommandSocket, own: Collection[Cidr]) -> LocalPods:
     """Of the pods inside these CIDRs. Raises OSError."""
     links = {link.ifindex: link for link in read_all(commands, _EVERY_LINK, _read_device)}
-    places, within = [], IntervalSet(own)
+    places, within = [], FrozenIntervalSet(own)
     for route in reader.direct_routes(commands):
         link = links.get(route.ifindex)
         endpoint = link is not None and ENDPOINTS.link(link.name)
