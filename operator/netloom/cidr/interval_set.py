@@ -33,7 +33,8 @@ class FrozenIntervalSet:
         start = bisect_left(cidrs, cidr)
         if start and cidrs[start - 1].contains(cidr):
             return
-        for each in cidrs[start:]:
+        for index in range(start, len(cidrs)):  # not a slice, of all that is left: a list may have 60,000 elements
+            each = cidrs[index]
             if each.version != version or each.base > last:
                 break
             if at < each.base:

@@ -5,7 +5,7 @@ as Cilium reads them: elements between blanks and commas, as networks, in any or
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from msgspec.structs import replace
 
@@ -13,14 +13,14 @@ from netloom.api.cilium import DEFAULT_MODE, CiliumPoolFamily, settings, spellin
 from netloom.api.core import ConfigMap
 from netloom.api.problem import Problem
 from netloom.api.words import NODES_HOLD, in_use
-from netloom.cidr import VERSIONS, Version
+from netloom.cidr import VERSIONS, Cidr, Version
 from netloom.cidr.interval_set import FrozenIntervalSet
 from netloom.guard import wording
 from netloom.guard.cluster_state import CILIUM_IN_USE, CILIUM_MODE, ClusterState
 from netloom.guard.decode import Change
 from netloom.guard.holdings import cidrs_of
 from netloom.guard.network import nodes_inside
-from netloom.guard.verdict import Ruling
+from netloom.guard.verdict import Ruling, told
 
 Data = Mapping[str, str]
 """`data` of a ConfigMap, by the keys that Cilium reads (`api.cilium.settings`)."""
@@ -109,21 +109,21 @@ def _unclear(was: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     return [key for key, values in contradictions(wanted).items() if known.get(key) != values]
 
 
-def _binary(change: Change[ConfigMap], live: ClusterState) -> list[Problem]:
+def _binary(change: Change[ConfigMap], live: ClusterState) -> tuple[Problem, ...]:
     """Guarded keys that are new or changed among the binary data of a configuration that is in use."""
     if change.new is None or not change.new.binary_data or live.unseen("ConfigMap"):
-        return []
+        return ()
     known = change.old.binary_data if change.old else {}
     new = [key for key, value in change.new.binary_data.items() if known.get(key) != value]
     mode = live.recorded.get(CILIUM_MODE, "")
     if not mode and live.cilium_held.count and change.old is not None:
         mode = mode_of(settings(change.old.data))
     said = {"in_use": who_holds(live), "mode": mode}
-    return [
+    return told(
         wording.CILIUM_BINARY.problem(change.name, f"binaryData.{key}", "", **said)
         for key in sorted(new)
         if mode and key.lower() in GUARDED_KEYS
-    ]
+    )
 
 
 def _decide(change: Change[ConfigMap], old: Data | None, new: Data | None, live: ClusterState) -> Ruling:
@@ -171,7 +171,7 @@ def _refusals(
 def _harmless(change: Change[ConfigMap], old: Data, new: Data, live: ClusterState) -> bool:
     if mode_of(old) != mode_of(new):
         return False
-    return not any(_refusals(change, mode, old, new, live) for mode in (mode_of(old), "cluster-pool"))
+    return not any(_refusals(change, mode, old, new, live) for mode in {mode_of(old), "cluster-pool"})
 
 
 def who_holds(live: ClusterState) -> str:
@@ -183,22 +183,9 @@ def who_holds(live: ClusterState) -> str:
 
 
 def _pool(name: str, family: Version, old: Data, new: Data, live: ClusterState) -> list[Problem]:
-    cidr_key, mask_key = CIDR_KEYS[family], MASK_KEYS[family]
-    problems: list[Problem] = []
-    after = new.get(cidr_key, "")
-    before = cidrs_of(elements(old.get(cidr_key, "")), family)
-    kept = frozenset(cidrs_of(elements(after), family))
-    together = FrozenIntervalSet(kept)
-    for cidr in dict.fromkeys(cidr for cidr in before if cidr not in kept):
-        holders = live.cilium_held.overlapping(cidr)
-        why = holders.blocks() if holders.count else f"{who_holds(live)} of mode cluster-pool"
-        how = "put into a larger one" if together.covers(cidr) else "removed or changed"
-        message = (
-            f"{cidr} cannot be {how} while it is in use: {why}, and Cilium, which allows no change of an element, "
-            "would not know their addresses any more and give them to others."
-        )
-        way_out = f"Keep {cidr} in {cidr_key}; to get more space, add another CIDR behind it."
-        problems.append(Problem(name, f"data.{cidr_key}", _shortened(after), "CIDRInUse", message, way_out))
+    mask_key = MASK_KEYS[family]
+    before = cidrs_of(elements(old.get(CIDR_KEYS[family], "")), family)
+    problems = [*told(_taken_out(name, family, before, new, live))]
     size, wanted = _mask(old, family), _mask(new, family)
     removed = mask_key in old and mask_key not in new
     if size.isdecimal() and (size != wanted or removed) and (before or live.cilium_held.of_family(family)):
@@ -210,6 +197,24 @@ def _pool(name: str, family: Version, old: Data, new: Data, live: ClusterState) 
         way_out = f'Keep {mask_key}: "{size}", or remove every node and its CiliumNode first.'
         problems.append(Problem(name, f"data.{mask_key}", new.get(mask_key, ""), "CIDRInUse", message, way_out))
     return problems
+
+
+def _taken_out(name: str, family: Version, before: list[Cidr], new: Data, live: ClusterState) -> Iterator[Problem]:
+    """Elements of a family's list that go or change."""
+    key = CIDR_KEYS[family]
+    after = new.get(key, "")
+    kept = frozenset(cidrs_of(elements(after), family))
+    together = FrozenIntervalSet(kept)
+    for cidr in dict.fromkeys(cidr for cidr in before if cidr not in kept):
+        holders = live.cilium_held.overlapping(cidr)
+        why = holders.blocks() if holders.count else f"{who_holds(live)} of mode cluster-pool"
+        how = "put into a larger one" if together.covers(cidr) else "removed or changed"
+        message = (
+            f"{cidr} cannot be {how} while it is in use: {why}, and Cilium, which allows no change of an element, "
+            "would not know their addresses any more and give them to others."
+        )
+        way_out = f"Keep {cidr} in {key}; to get more space, add another CIDR behind it."
+        yield Problem(name, f"data.{key}", _shortened(after), "CIDRInUse", message, way_out)
 
 
 def _uncovered(name: str, family: Version, new: Data, live: ClusterState) -> list[Problem]:

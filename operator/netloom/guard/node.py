@@ -1,15 +1,17 @@
 """What is refused of writes to NetloomNodes: the addresses of a node are the operator's and its own agent's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from netloom.api.holdings import block_texts
 from netloom.api.pool_choice import family_of
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, NetloomNode, NodeIPAM
-from netloom.cidr import Cidr
+from netloom.cidr import Cidr, Version
+from netloom.cidr.interval_set import FrozenIntervalSet
 from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decode import Change
-from netloom.guard.verdict import Ruling
+from netloom.guard.holdings import cidrs_of
+from netloom.guard.verdict import Ruling, told
 
 GARBAGE_COLLECTOR = "system:serviceaccount:kube-system:generic-garbage-collector"
 """Deletes a NetloomNode after its Node, which owns it."""
@@ -65,7 +67,7 @@ def _by_its_agent(change: Change[NetloomNode], before: NodeIPAM, live: ClusterSt
         way_out = "Leave it to the operator."
         return Ruling(refusals=(Problem(change.name, f"spec.ipam.{changed[0]}", "", "NotTheOwner", message, way_out),))
     entered = tuple(_entered(ipam, before))
-    refusals = tuple(problem for each in entered if (problem := _not_its_own(change, *each, live)))
+    refusals = told(_not_its_own(change, entered, live))
     # Who holds what has to be known to say yes; a no stands on what is known.
     unseen = () if refusals or not entered else live.missing("NetloomNode", "NetloomIPPool")
     return Ruling(refusals=refusals, unseen=unseen)
@@ -80,29 +82,40 @@ def _entered(ipam: NodeIPAM, before: NodeIPAM) -> Iterator[tuple[str, Cidr]]:
                 yield each.pool, cidr
 
 
-def _not_its_own(change: Change[NetloomNode], pool: str, cidr: Cidr, live: ClusterState) -> Problem | None:
-    """Why a node's agent cannot enter a block again."""
-    holders = live.held.overlapping(cidr, but=change.key)
-    if holders.count:
-        why = f"{holders.blocks()}, and a node's agent may only enter again what no other node holds"
-    elif not _cuts(live.pools.get(pool), cidr):
-        why = f"NetloomIPPool {pool} has no such block, and a node's agent may only enter again what the pool cuts"
-    else:
-        return None
-    message = f"{why}: packets to pods there would go to the wrong node, or to none."
-    way_out = (
-        f"Drain Node {change.key} if pods of it have addresses there, and they come back with others; what else a node "
-        "needs, its agent asks for in spec.ipam.pools.requested, and the operator gives."
-    )
-    return Problem(change.name, "spec.ipam.pools.allocated", str(cidr), "NotTheOwner", message, way_out)
+def _not_its_own(
+    change: Change[NetloomNode], entered: Iterable[tuple[str, Cidr]], live: ClusterState
+) -> Iterator[Problem]:
+    """Why a node's agent cannot enter blocks again."""
+    blocks: dict[tuple[str, Version], _Blocks] = {}
+    for pool, cidr in entered:
+        of = pool, cidr.version
+        if of not in blocks:
+            blocks[of] = _Blocks(live.pools.get(pool), cidr.version)
+        holders = live.held.overlapping(cidr, but=change.key)
+        if holders.count:
+            why = f"{holders.blocks()}, and a node's agent may only enter again what no other node holds"
+        elif cidr not in blocks[of]:
+            why = f"NetloomIPPool {pool} has no such block, and a node's agent may only enter again what the pool cuts"
+        else:
+            continue
+        message = f"{why}: packets to pods there would go to the wrong node, or to none."
+        way_out = (
+            f"Drain Node {change.key} if pods of it have addresses there, and they come back with others; what else a "
+            "node needs, its agent asks for in spec.ipam.pools.requested, and the operator gives."
+        )
+        yield Problem(change.name, "spec.ipam.pools.allocated", str(cidr), "NotTheOwner", message, way_out)
 
 
-def _cuts(pool: NetloomIPPool | None, cidr: Cidr) -> bool:
-    """Whether a CIDR lies in a pool, and is no more than one of its blocks."""
-    family = family_of(pool, cidr.version) if pool else None
-    if family is None or cidr.length < family.mask_size:
-        return False
-    return any(each.contains(cidr) for text in family.cidrs if (each := Cidr.masked(text)))
+class _Blocks:
+    """What lies in a pool's CIDRs of one family, and is no more than one of its blocks."""
+
+    def __init__(self, pool: NetloomIPPool | None, version: Version) -> None:
+        family = family_of(pool, version) if pool else None
+        self._size = family.mask_size if family else 0
+        self._cidrs = FrozenIntervalSet(cidrs_of(family.cidrs, version) if family else ())
+
+    def __contains__(self, cidr: Cidr) -> bool:
+        return cidr.length >= self._size and self._cidrs.covers(cidr)
 
 
 def _deleted(change: Change[NetloomNode], live: ClusterState) -> Ruling:

@@ -1,7 +1,7 @@
 """What is refused of writes to NetloomIPPools and CiliumPodIPPools: what takes blocks from nodes, and, of Netloom's,
 what would give addresses twice."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from netloom.api.cilium import CiliumPodIPPool, CiliumPoolFamily
@@ -15,7 +15,7 @@ from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decode import Change
 from netloom.guard.holdings import Holdings, cidrs_of, lost
 from netloom.guard.network import nodes_inside
-from netloom.guard.verdict import Ruling
+from netloom.guard.verdict import Ruling, told
 
 Pool = NetloomIPPool | CiliumPodIPPool
 
@@ -78,7 +78,7 @@ def _taken(change: Change[Any], old: Pool, new: Pool, held: Holdings) -> tuple[l
         if gone:
             takes = True
             if held.holds_of(change.key):  # else nothing can be missing
-                problems += _gone(change, gone, kept, held)
+                problems += told(_gone(change, gone, kept, held))
         if after and before.mask_size != after.mask_size:
             takes = True
             holders = held.holders(change.key)
@@ -92,9 +92,8 @@ def _taken(change: Change[Any], old: Pool, new: Pool, held: Holdings) -> tuple[l
     return problems, takes
 
 
-def _gone(change: Change[Any], gone: Iterable[Cidr], kept: FrozenIntervalSet, held: Holdings) -> list[Problem]:
+def _gone(change: Change[Any], gone: Iterable[Cidr], kept: FrozenIntervalSet, held: Holdings) -> Iterator[Problem]:
     """What is wrong with CIDRs that go or shrink, where these are kept."""
-    problems: list[Problem] = []
     for cidr in gone:
         holders = held.outside(kept, cidr, change.key)
         if holders.count:
@@ -106,8 +105,7 @@ def _gone(change: Change[Any], gone: Iterable[Cidr], kept: FrozenIntervalSet, he
                 "Keep it; to get more space, add another CIDR to the list. It can go when no node holds a block of it."
             )
             field = f"spec.ipv{cidr.version}.cidrs"
-            problems.append(Problem(change.name, field, str(cidr), "PoolInUse", message, way_out))
-    return problems
+            yield Problem(change.name, field, str(cidr), "PoolInUse", message, way_out)
 
 
 def _added(old: NetloomIPPool | None, new: NetloomIPPool) -> list[tuple[str, Cidr]]:
