@@ -62,6 +62,17 @@ def lost(before: Iterable[str], after: Collection[str], family: Version) -> tupl
     return [cidr for cidr in changed if not kept.covers(cidr)], kept
 
 
+def gained(before: Collection[str], after: Iterable[str], family: Version) -> list[tuple[int, Cidr]]:
+    """The CIDRs of a list with addresses that another had not, each with its place in the list."""
+    written = set(before)
+    new = enumerate(after)
+    changed = [(at, cidr) for at, text in new if text not in written for cidr in cidrs_of([text], family)]
+    if not changed:
+        return []
+    had = FrozenIntervalSet(cidrs_of(before, family))
+    return [(at, cidr) for at, cidr in changed if not had.covers(cidr)]
+
+
 class _Index:
     """Owners by name, and their blocks in order: those of one pool, or all."""
 
@@ -103,7 +114,7 @@ class _Index:
 
     def inside(self, cidr: Cidr) -> tuple[int, tuple[OwnedBlock, ...]]:
         start, end = self._span(cidr, cidr.last)
-        return end - start, tuple(self._blocks[start : min(end, start + SHOWN)])
+        return end - start, tuple(self._blocks[start : min(end, start + SHOWN)]) if start < end else ()
 
     def overlapping(self, cidr: Cidr) -> list[OwnedBlock]:
         """The blocks that share an address with a CIDR, each once."""
@@ -133,7 +144,7 @@ class _Index:
     def _starting(self, least: Cidr, last: int) -> list[OwnedBlock]:
         """Those from `least` on, in order, that begin at address `last` or before."""
         start, end = self._span(least, last)
-        found: list[OwnedBlock] = self._blocks[start:end]
+        found: list[OwnedBlock] = self._blocks[start:end] if start < end else []
         return found
 
     def _span(self, least: Cidr, last: int) -> tuple[int, int]:

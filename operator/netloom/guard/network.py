@@ -20,7 +20,7 @@ from netloom.cidr.interval_set import FrozenIntervalSet
 from netloom.guard import wording
 from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decode import Change
-from netloom.guard.holdings import cidrs_of, lost
+from netloom.guard.holdings import cidrs_of, gained, lost
 from netloom.guard.verdict import Ruling
 
 
@@ -227,12 +227,9 @@ def _warnings(name: str, old: NetloomNetwork | None, new: NetloomNetwork, live: 
         return found
     was = old if old and _from_network(old.spec.ipam.mode) else NetloomNetwork()
     for family in VERSIONS:
-        before = FrozenIntervalSet(cidrs_of(_list(was, family)[0], family))
-        for number, text in enumerate(_list(new, family)[0]):
-            cidr = Cidr.masked(text)
-            if cidr and cidr.version == family and not before.covers(cidr):
-                field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList[{number}]"
-                found += nodes_inside(name, field, cidr, live, "ClusterCIDROverlapsNodes", "warning")
+        for number, cidr in gained(_list(was, family)[0], _list(new, family)[0], family):
+            field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList[{number}]"
+            found += nodes_inside(name, field, cidr, live, "ClusterCIDROverlapsNodes", "warning")
     return found
 
 

@@ -13,7 +13,7 @@ from netloom.cidr import VERSIONS, Cidr, Version
 from netloom.cidr.interval_set import FrozenIntervalSet
 from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decode import Change
-from netloom.guard.holdings import Holdings, cidrs_of, lost
+from netloom.guard.holdings import Holdings, cidrs_of, gained, lost
 from netloom.guard.network import nodes_inside
 from netloom.guard.verdict import Ruling, told
 
@@ -110,12 +110,10 @@ def _gone(change: Change[Any], gone: Iterable[Cidr], kept: FrozenIntervalSet, he
 
 def _added(old: NetloomIPPool | None, new: NetloomIPPool) -> list[tuple[str, Cidr]]:
     """CIDRs with addresses that the pool had not before, each with its field."""
-    had = FrozenIntervalSet(cidr for family in VERSIONS for cidr in cidrs_of(_cidrs(old, family), family))
     return [
         (f"spec.ipv{family}.cidrs[{number}]", cidr)
         for family in VERSIONS
-        for number, text in enumerate(_cidrs(new, family))
-        if (cidr := Cidr.masked(text)) and cidr.version == family and not had.covers(cidr)
+        for number, cidr in gained(_cidrs(old, family), _cidrs(new, family), family)
     ]
 
 
