@@ -28,8 +28,8 @@ requests/s in time: hence `--peer-rate`, which guard and OPA both can do.
 what it is asked: `unguarded.calls` has to be 0.
 *refused*: an IPAM mode change, and a CIDR in use taken away: with the guard they have to fail, or the bench does.
 
-decision_ms: the 99th percentile of the decision function alone, in this process and in CPU time, the worst of its
-questions.
+decision_ms, decision_p50_ms: percentiles (99 and 50) of the decision function alone, in this process and in CPU time,
+the worst of its questions. On a busy machine, whose caches others empty, the 99th may be four times what it is else.
 rss_mib: the guard's highest resident memory (VmHWM) at the end.
 
 Ends with one line `RESULT {json}`. The exit status says whether the answers were right, not whether they were fast.
@@ -192,16 +192,19 @@ def timed(plane: ControlPlane, requests: Sequence[Request], rate: float, what: s
     seen = paced(plane.kubeconfig(), requests, rate)
     if seen.statuses.keys() != {"200"}:
         raise Wrong(f"{what}: answers by status: {seen.statuses}")
-    return Latency(*(bench.percentile(seen.seconds, percent) * 1000 for percent in (50, 99))), seen.answers
+    return _latency(seen.seconds), seen.answers
+
+
+def _latency(seconds: Sequence[float]) -> Latency:
+    return Latency(*(bench.percentile(seconds, percent) * 1000 for percent in (50, 99)))
 
 
 def median(latencies: Sequence[Latency]) -> Latency:
     return Latency(statistics.median(each.p50 for each in latencies), statistics.median(each.p99 for each in latencies))
 
 
-def decisions(nodes: int, rounds: int = 2000) -> dict[str, float]:
-    """The 99th percentile of the decision function in ms of CPU time, by question, with that many nodes held in its
-    indexes."""
+def decisions(nodes: int, rounds: int = 2000) -> dict[str, Latency]:
+    """Of the decision function, in CPU time, by question, with that many nodes held in its indexes."""
     live = ClusterState(Users(frozenset(), frozenset()))
     for number in range(nodes):
         held = msgspec.convert(_node(number), CILIUM_NODES.type)
@@ -225,7 +228,7 @@ def decisions(nodes: int, rounds: int = 2000) -> dict[str, float]:
             began = time.thread_time()
             decide(request, live)
             seconds.append(time.thread_time() - began)
-        found[name] = bench.percentile(seconds, 99) * 1000
+        found[name] = _latency(seconds)
     if [decide(request, live).allowed for request in questions.values()] != [True, False, False]:
         raise Wrong("a decision is wrong")
     return found
@@ -393,7 +396,8 @@ def run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "slowly": slowly,
         "ratio": ratio,
         "unguarded": {"calls": rounds.unguarded_calls, "p99_ms": _added(medians, "unguarded", GUARD).p99},
-        "decision_ms": round(max(alone.values()), 3),
+        "decision_ms": round(max(each.p99 for each in alone.values()), 3),
+        "decision_p50_ms": round(max(each.p50 for each in alone.values()), 3),
         "rss_mib": round(rounds.peak, 1),
     }
 
@@ -408,11 +412,11 @@ def _added(medians: Mapping[str, Latency], what: str, by: str) -> Latency:
     return Latency(round(with_it.p50 - without.p50, 2), round(with_it.p99 - without.p99, 2))
 
 
-def _show(console: Console, medians: Mapping[str, Latency], alone: Mapping[str, float]) -> None:
+def _show(console: Console, medians: Mapping[str, Latency], alone: Mapping[str, Latency]) -> None:
     rows = [(name, f"{each.p50:.2f}", f"{each.p99:.2f}") for name, each in medians.items()]
     console.print(bench.table("Latency of writes, ms", ("writes, webhook", "p50", "p99"), rows))
-    questions = [(name, f"{each:.3f}") for name, each in alone.items()]
-    console.print(bench.table("The decision alone, ms of CPU time", ("question", "p99"), questions))
+    questions = [(name, f"{each.p50:.3f}", f"{each.p99:.3f}") for name, each in alone.items()]
+    console.print(bench.table("The decision alone, ms of CPU time", ("question", "p50", "p99"), questions))
 
 
 def main() -> int:

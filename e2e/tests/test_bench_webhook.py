@@ -20,7 +20,7 @@ def test_webhook_counts() -> None:
     )
     assert result["nodes"] == 300
     assert result["unguarded"]["calls"] == 0
-    assert result["decision_ms"] > 0
+    assert result["decision_ms"] >= result["decision_p50_ms"] > 0
     assert 30 < result["rss_mib"] <= 80
     assert {"p50_ms", "p99_ms", "floor_p50_ms", "floor_p99_ms", "handshakes"} <= result["guarded"].keys()
     assert result["guarded"]["irregular"] == 0  # the API server asks as the guard expects it to

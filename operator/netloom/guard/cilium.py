@@ -86,8 +86,8 @@ def elements(text: str) -> tuple[str, ...]:
 
 def decide_cilium_config(change: Change[ConfigMap], live: ClusterState) -> Ruling:
     """The verdict on one write of Cilium's configuration."""
-    was, wanted = (each.data if each else None for each in (change.old, change.new))
-    old, new = (None if each is None else settings(each) for each in (was, wanted))
+    was, wanted = change.old.data if change.old else None, change.new.data if change.new else None
+    old, new = None if was is None else settings(was), None if wanted is None else settings(wanted)
     spelled = wanted if wanted is not None and new is not wanted else {}
     if spelled and (unclear := _unclear(was or {}, spelled)):
         return Ruling(
@@ -132,16 +132,16 @@ def _decide(change: Change[ConfigMap], old: Data | None, new: Data | None, live:
     warnings = tuple(_warnings(change.name, old or {}, new, live)) if new is not None else ()
     if old is not None and new is not None and _harmless(change, old, new, live):
         return Ruling(warnings=warnings)
-    unseen = live.missing("CiliumNode", "ConfigMap")
     recorded = live.recorded.get(CILIUM_MODE, "")
     if live.unseen("ConfigMap") or not (recorded or live.cilium_held.count):
-        return Ruling(warnings=warnings, unseen=unseen)
+        return Ruling(warnings=warnings, unseen=live.missing("CiliumNode", "ConfigMap"))
     mode = recorded or (mode_of(old) if old is not None else "")
     refusals = tuple(_refusals(change, mode, old, new, live)) if mode else ()
     # Against a recorded mode the stored object is enough to compare with. One that is made anew is compared with
     # what nodes hold.
     unsure = not refusals and old is None
-    return Ruling(refusals=refusals, warnings=warnings, unseen=unseen if unsure else ())
+    unseen = live.missing("CiliumNode", "ConfigMap") if unsure else ()
+    return Ruling(refusals=refusals, warnings=warnings, unseen=unseen)
 
 
 def _refusals(

@@ -97,15 +97,16 @@ def _gone(change: Change[Any], gone: Iterable[Cidr], kept: FrozenIntervalSet, he
     for cidr in gone:
         holders = held.outside(kept, cidr, change.key)
         if holders.count:
+            text = str(cidr)
             message = (
-                f"{cidr} cannot be removed or made smaller while it is in use: {holders.blocks()}, and their pods "
+                f"{text} cannot be removed or made smaller while it is in use: {holders.blocks()}, and their pods "
                 "would have addresses that belong to nobody, which another pool may give to others."
             )
             way_out = (
                 "Keep it; to get more space, add another CIDR to the list. It can go when no node holds a block of it."
             )
             field = f"spec.ipv{cidr.version}.cidrs"
-            yield Problem(change.name, field, str(cidr), "PoolInUse", message, way_out)
+            yield Problem(change.name, field, text, "PoolInUse", message, way_out)
 
 
 def _added(old: NetloomIPPool | None, new: NetloomIPPool) -> list[tuple[str, Cidr]]:
