@@ -32,12 +32,11 @@ def decide_pool(change: Change[NetloomIPPool], live: ClusterState) -> Ruling:
     if old is not None:
         refusals, takes = _taken(change, old, new, live.held)
         # Neither a mask size nor a family changes of a pool, in use or not: the same as the API server's own rules.
-        told = {problem.field for problem in refusals}
-        refusals += [problem for problem in validate_pool_update(old, new) if problem.field not in told]
+        fields = {problem.field for problem in refusals}
+        refusals += [problem for problem in validate_pool_update(old, new) if problem.field not in fields]
         unseen = live.missing("NetloomNode") if takes else ()
     added = _added(old, new)
-    for field, cidr in added:
-        refusals += _overlaps(change, field, cidr, live)
+    refusals += told(problem for field, cidr in added for problem in _overlaps(change, field, cidr, live))
     if added:
         unseen += live.missing("NetloomIPPool", "NetloomNetwork", "Node")
     return Ruling(refusals=tuple(refusals), unseen=() if refusals else unseen)

@@ -37,6 +37,7 @@ def spelled(count: int) -> list[str]:
 @pytest.fixture
 def live() -> ClusterState:
     live = ask.with_record(ask.fresh(), ciliumMode="cluster-pool")
+    ask.with_pool(live, ip_pool("blue", "10.0.0.0/16"))
     for number, cidr in enumerate(blocks(40)):
         ask.with_cilium_node(live, f"worker-{number}", {"pools": {"allocated": [{"pool": "blue", "cidrs": [cidr]}]}})
         ask.with_node(live, f"other-{number}", ipam("multi-pool", pools={"blue": [cidr]}))
@@ -44,12 +45,15 @@ def live() -> ClusterState:
 
 
 @pytest.mark.parametrize("causes", [MOST, MOST + 9])
-@pytest.mark.parametrize("what", ["Cilium's pool", "pool", "Cilium's list", "Cilium's binary data", "node"])
+@pytest.mark.parametrize(
+    "what", ["Cilium's pool", "pool", "pool that overlaps others", "Cilium's list", "Cilium's binary data", "node"]
+)
 def test_the_first_are_told_and_that_there_are_more(live: ClusterState, what: str, causes: int) -> None:
     cidrs = blocks(causes)
     changes: dict[str, tuple[Resource[ask.Any], Json, Json, Json]] = {
         "Cilium's pool": (CILIUM_POOLS, ip_pool("blue", *cidrs), ip_pool("blue", "10.9.0.0/16"), {}),
         "pool": (POOLS, ip_pool("blue", *cidrs), ip_pool("blue", "10.9.0.0/16"), {}),
+        "pool that overlaps others": (POOLS, ip_pool("red", "10.8.0.0/16"), ip_pool("red", "10.8.0.0/16", *cidrs), {}),
         "Cilium's list": (
             CONFIG_MAPS,
             config(ipam="cluster-pool", cluster_pool_ipv4_cidr=" ".join(cidrs)),
