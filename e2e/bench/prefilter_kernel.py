@@ -36,7 +36,7 @@ from msgspec.structs import replace
 from netloom.kernel.prefilter import bpf
 from netloom.kernel.prefilter.keeper import PrefilterKeeper
 from netloom.kernel.prefilter.prefiltering import Mode, Prefiltering
-from netloom.prefilter.rules import Entries, Rules, key
+from netloom.prefilter.rules import Rules, entries_of, key
 from netloom_e2e import bench
 from netloom_e2e.bench import Wrong
 from tests.kernel.netns import Lab, Namespace, prepare
@@ -74,7 +74,7 @@ def networks(count: int, seed: int = 1) -> list[Network]:
 def rules_of(some: list[Network]) -> Rules:
     """All for one prefilter."""
     keys = b"".join(key(address.to_bytes(4, "big"), length) for address, length in some)
-    return Rules(Entries(keys, bytes(4 * len(some))), Entries(), ("a",))
+    return Rules(entries_of(keys, bytes(4 * len(some))), names=("a",))
 
 
 def rss_mib() -> float:
@@ -85,20 +85,21 @@ def rss_mib() -> float:
 
 async def load(keeper: PrefilterKeeper, count: int) -> dict[str, float]:
     """A filter that grows to `count` entries, and is changed."""
-    rules = rules_of(networks(count))
+    keys = rules_of(networks(count)).v4.keys
     gc.collect()
     before = rss_mib()
     found: dict[str, float] = {"entries": count}
 
     async def measure(name: str, unit: float, values: bytes) -> None:
+        desired = wanted(Rules(entries_of(keys, values), names=("a", "b")), DEVICE)
         began = time.process_time()
-        report = await keeper.apply(wanted(Rules(Entries(rules.v4.keys, values), Entries(), ("a", "b")), DEVICE))
+        report = await keeper.apply(desired)
         if not report.in_sync:
             raise Wrong(str(report))
         found[name] = round(unit * (time.process_time() - began), 3)
 
-    await measure("map_seconds", 1, rules.v4.values)
-    one, many = bytearray(rules.v4.values), bytearray(rules.v4.values)
+    await measure("map_seconds", 1, bytes(4 * count))
+    one, many = bytearray(4 * count), bytearray(4 * count)
     one[4 * (count // 2)] = 1
     many[:: 4 * (count // 1000)] = b"\x01" * len(many[:: 4 * (count // 1000)])
     await measure("change_one_ms", 1000, bytes(one))

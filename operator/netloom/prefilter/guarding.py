@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from netloom.cidr import WIDTH, Address, Cidr, Version
 from netloom.prefilter.lookup import holding
-from netloom.prefilter.merging import Merged
+from netloom.prefilter.merged import Merged
 from netloom.prefilter.records import cidr_of, record
 from netloom.prefilter.rules import ALLOW, SLOT
 

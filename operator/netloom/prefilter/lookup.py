@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 from netloom.cidr import Address
-from netloom.prefilter.merging import Merged
+from netloom.prefilter.merged import Merged
 from netloom.prefilter.records import masked, record_of
 
 

@@ -13,25 +13,20 @@ An entry costs a few bytes: each list stays a `Records`, and what they come to i
 rest is moved as it is; where much is, all is merged again, a piece at a time.
 """
 
-import struct
-from array import array
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from netloom.cidr import VERSIONS, Version
-from netloom.prefilter.packing import KeyRecords, joined, keys_of, replaced
+from netloom.prefilter.merged import Merged
+from netloom.prefilter.packing import counted, marked, of_values
 from netloom.prefilter.records import SIZES, Records, boundaries, within
-from netloom.prefilter.rules import ALLOW, KEY_SIZES, SLOT, VALUE_SIZE, Entries, key
+from netloom.prefilter.rules import ALLOW, EMPTY, ENTRY_SIZES, SLOT, Entries
 
 PIECE = 1 << 14
 """Entries that are objects at a time."""
 FEW = 2048
 """Entries that differ in a list, up to which they are looked up one by one."""
-
-_U32 = struct.Struct("<I")
 
 
 class Source(NamedTuple):
@@ -50,40 +45,6 @@ class Contradiction(NamedTuple):
     allowed_by: str
 
 
-@dataclass(frozen=True, slots=True)
-class Merged:
-    """Of one family: what the lists come to."""
-
-    version: Version
-    entries: Entries
-
-    @property
-    def records(self) -> KeyRecords:
-        """Of the entries, in their order."""
-        return KeyRecords(self.entries.keys, KEY_SIZES[self.version])
-
-    def value(self, record: bytes) -> int | None:
-        """Of just this entry; None where there is none."""
-        at = self.place(record)
-        return None if at is None else self.value_at(at)
-
-    def place(self, record: bytes) -> int | None:
-        """Of just this entry; None where there is none."""
-        records = self.records
-        at = bisect_left(records, record)
-        return at if at < len(records) and records[at] == record else None
-
-    def value_at(self, at: int) -> int:
-        """Of the entry at a place."""
-        (found,) = _U32.unpack_from(self.entries.values, at * VALUE_SIZE)
-        return int(found)
-
-    def without(self, records: Iterable[bytes]) -> Entries:
-        """The entries but those of these records; the same object if it has none of them."""
-        places = sorted(at for each in records if (at := self.place(each)) is not None)
-        return replaced(self.entries, [(at, at + 1, Entries()) for at in places])
-
-
 MOST_CONTRADICTIONS: Final = 64
 """That are kept; people mend them one after another."""
 
@@ -93,7 +54,7 @@ class Merger:
 
     def __init__(self) -> None:
         self.slots: dict[str, int] = {}
-        self.merged: dict[Version, Merged] = {version: Merged(version, Entries()) for version in VERSIONS}
+        self.merged: dict[Version, Merged] = {version: Merged(version, EMPTY[version]) for version in VERSIONS}
         self.counts: dict[Version, Counter[int]] = {version: Counter() for version in VERSIONS}
         """Entries by value."""
         self.contradictions: dict[Version, tuple[Contradiction, ...]] = {4: (), 6: ()}
@@ -130,42 +91,36 @@ class Merger:
         sources = self._sources(version)
         if len(sources) == 1:  # one list alone is sorted, and none of it twice
             source, records = sources[0]
-            entries = Entries(keys_of(records), _U32.pack(self._value(source)) * len(records))
+            entries = marked(records, self._value(source))
         else:
-            entries = joined(self._pieces(version, sources))
+            entries = Entries(b"".join(self._pieces(version, sources)), ENTRY_SIZES[version])
         found: list[Contradiction] = []
         for source, each in sources:
             if source.allow and len(found) < MOST_CONTRADICTIONS:
                 found += self._contradictions_in(version, each)
         self.merged[version] = Merged(version, entries)
-        self.counts[version] = Counter(array("I", entries.values))
+        self.counts[version] = counted(entries)
         self.contradictions[version] = tuple(sorted(set(found)))[:MOST_CONTRADICTIONS]
 
-    def _pieces(self, version: Version, sources: Sequence[tuple[Source, Records]]) -> Iterator[Entries]:
+    def _pieces(self, version: Version, sources: Sequence[tuple[Source, Records]]) -> Iterator[bytes]:
         size = SIZES[version]
         for start, below in boundaries((each for _, each in sources), size, PIECE):
             winners: dict[bytes, int] = {}
             for source, each in reversed(sources):  # what counts more comes later, and stays
                 winners.update(dict.fromkeys(within(each, start, below), self._value(source)))
-            records = sorted(winners)
-            values = struct.pack(f"<{len(records)}I", *map(winners.__getitem__, records))
-            yield Entries(keys_of(Records(b"".join(records), size)), values)
+            yield of_values(winners, ENTRY_SIZES[version]).packed
 
     def _merge_some(self, version: Version, differing: set[bytes]) -> None:
         merged, sources, counts = self.merged[version], self._sources(version), self.counts[version]
-        changes: list[tuple[int, int, Entries]] = []
-        for record in sorted(differing):
-            at = bisect_left(merged.records, record)
-            there = at < len(merged.records) and merged.records[at] == record
-            if there:
-                counts[merged.value_at(at)] -= 1
+        values: dict[bytes, int | None] = {}
+        for record in differing:
+            if (before := merged.value(record)) is not None:
+                counts[before] -= 1
             winner = next((source for source, each in sources if record in each), None)
-            new = Entries()
+            values[record] = None if winner is None else self._value(winner)
             if winner is not None:
                 counts[self._value(winner)] += 1
-                new = Entries(key(record[:-1], record[-1]), _U32.pack(self._value(winner)))
-            changes.append((at, at + there, new))
-        self.merged[version] = Merged(version, replaced(merged.entries, changes))
+        self.merged[version] = merged.changed(values)
         kept = [each for each in self.contradictions[version] if each.record not in differing]
         kept += self._contradictions_in(version, differing)
         self.contradictions[version] = tuple(sorted(set(kept)))[:MOST_CONTRADICTIONS]

@@ -40,7 +40,6 @@ class NodeRules:
         self.shares: Mapping[str, Share] = {}
         self._merger = Merger()
         self._guards = {version: LifelineGuard(version) for version in VERSIONS}
-        self._withheld: dict[Version, frozenset[bytes]] = {4: frozenset(), 6: frozenset()}
 
     def update(self, filters: Sequence[Filter], lifelines: Sequence[Lifeline]) -> None:
         """`rules` and `shares` of these. May take a second where much changed: to be called in a thread of its own."""
@@ -58,10 +57,8 @@ class NodeRules:
         for version, guard in self._guards.items():
             merged = self._merger.merged[version]
             guard.look(merged, changed.get(version, ()), lifelines, confirmed)
-            withheld = frozenset(guard.withheld)
-            if version in changed or withheld != self._withheld[version]:
-                entries[version] = merged.without(withheld)
-            self._withheld[version] = withheld
+            self._merger.merged[version] = merged = merged.withholding(guard.withheld)
+            entries[version] = merged.entries
         made = Rules(entries[4], entries[6], names)
         if changed or made.v4 is not self.rules.v4 or made.v6 is not self.rules.v6 or names != self.rules.names:
             self.rules = made
@@ -71,11 +68,12 @@ class NodeRules:
         """The active entry that decides about packets from an address, of which prefilter it is, and whether it is an
         exception; None where none holds the address."""
         merged = self._merger.merged[version]
-        for at, record in holding(merged.records, address):
-            if record not in self._withheld[version]:
-                value = merged.value_at(at)
-                return record, self.rules.names[value & SLOT], bool(value & ALLOW)
-        return None
+        found = next(holding(merged.active, address), None)
+        if found is None:
+            return None
+        at, record = found
+        value = merged.entries.value(at)
+        return record, self.rules.names[value & SLOT], bool(value & ALLOW)
 
     def _share(self, name: str, slot: int) -> Share:
         withheld = [each for guard in self._guards.values() for each in guard.withheld.values() if each.slot == slot]

@@ -1,67 +1,74 @@
-"""Entries as the kernel's tries take them (`rules.Entries`): made of records, read as records, and put together anew.
+"""Entries (`rules.Entries`) made of records, read as records, and put together anew.
 
-Bytes are moved in long stretches or by place, none by entry: a million of IPv4 become keys in 20 ms, and are there
-again with one changed in 3.
+Bytes are moved in long stretches or by place, none by entry: a million are made of records in 20 ms, and are there
+again with one changed in 2.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from netloom.prefilter.records import Records
-from netloom.prefilter.rules import LENGTH_SIZE, VALUE_SIZE, Entries
+from netloom.prefilter.rules import MARK_SIZE, Entries, entry, mark
 
 
-def keys_of(records: Records) -> bytes:
-    """The keys of records, in their order."""
-    packed, size = records.packed, records.size
-    width = size - 1
-    step = LENGTH_SIZE + width
-    keys = bytearray(len(records) * step)
-    keys[0::step] = packed[width::size]
+def marked(records: Records, value: int) -> Entries:
+    """Of records that all have one value."""
+    packed, width = records.packed, records.size
+    size = width + MARK_SIZE
+    found = bytearray(len(records) * size)
     for place in range(width):
-        keys[LENGTH_SIZE + place :: step] = packed[place::size]
-    return bytes(keys)
+        found[place::size] = packed[place::width]
+    for place, byte in enumerate(mark(value), width):
+        found[place::size] = bytes((byte,)) * len(records)
+    return Entries(bytes(found), size)
 
 
-class KeyRecords(Sequence[bytes]):
-    """Keys, read as records: sorted, none twice, and nothing beside the keys is kept."""
+def of_values(values: Mapping[bytes, int], size: int) -> Entries:
+    """Of records, in any order, and their values. size: of an entry."""
+    return Entries(b"".join([entry(record, values[record]) for record in sorted(values)]), size)
 
-    __slots__ = ("_keys", "_step")
 
-    def __init__(self, keys: bytes, step: int) -> None:
-        """step: bytes of a key."""
-        self._keys = keys
-        self._step = step
+class EntryRecords(Sequence[bytes]):
+    """Entries, read as records: sorted, none twice, and nothing beside them is kept."""
+
+    __slots__ = ("_packed", "_size", "_width")
+
+    def __init__(self, entries: Entries) -> None:
+        self._packed = entries.packed
+        self._size = entries.size
+        self._width = entries.size - MARK_SIZE
 
     def __len__(self) -> int:
-        return len(self._keys) // self._step
+        return len(self._packed) // self._size
 
     def __iter__(self) -> Iterator[bytes]:
         return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, at: int) -> bytes:  # type: ignore[override]
         """One record."""
-        start = at * self._step
-        return self._keys[start + LENGTH_SIZE : start + self._step] + self._keys[start : start + 1]
+        start = at * self._size
+        return self._packed[start : start + self._width]
 
 
-def joined(pieces: Iterable[Entries]) -> Entries:
-    """One after another."""
-    held = list(pieces)
-    return Entries(b"".join(each.keys for each in held), b"".join(each.values for each in held))
-
-
-def replaced(entries: Entries, changes: Sequence[tuple[int, int, Entries]]) -> Entries:
+def replaced(entries: Entries, changes: Sequence[tuple[int, int, bytes]]) -> Entries:
     """With others in the place of those from one on and before another; the same object without a change. The changes
     are in order, and none reaches into the next."""
     if not changes:
         return entries
-    step = len(entries.keys) // len(entries) if len(entries) else 1
-    keys, values = memoryview(entries.keys), memoryview(entries.values)
-    new_keys: list[bytes | memoryview] = []
-    new_values: list[bytes | memoryview] = []
+    size, old = entries.size, memoryview(entries.packed)
+    parts: list[bytes | memoryview] = []
     done = 0
     for start, end, new in changes:
-        new_keys += (keys[done * step : start * step], new.keys)
-        new_values += (values[done * VALUE_SIZE : start * VALUE_SIZE], new.values)
+        parts += (old[done * size : start * size], new)
         done = end
-    return Entries(b"".join([*new_keys, keys[done * step :]]), b"".join([*new_values, values[done * VALUE_SIZE :]]))
+    return Entries(b"".join([*parts, old[done * size :]]), size)
+
+
+def counted(entries: Entries) -> Counter[int]:
+    """How many have which value."""
+    size = entries.size
+    marks = bytearray(len(entries) * MARK_SIZE)
+    marks[0::MARK_SIZE] = entries.packed[size - MARK_SIZE :: size]
+    marks[1::MARK_SIZE] = entries.packed[size - 1 :: size]
+    found = Counter(memoryview(marks).cast("H"))
+    return Counter({low_high & 0xFF | low_high >> 8 << 24: count for low_high, count in found.items()})

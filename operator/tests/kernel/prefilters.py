@@ -15,7 +15,7 @@ from pathlib import Path
 from netloom.kernel.prefilter import bpf
 from netloom.kernel.prefilter.keeper import PrefilterKeeper, PrefilterReport
 from netloom.kernel.prefilter.prefiltering import DeviceWish, Mode, Prefiltering
-from netloom.prefilter.rules import Entries, Rules, key, value
+from netloom.prefilter.rules import Entries, Rules, entries_of, key, value
 from tests.kernel import meshes
 from tests.kernel.netns import Namespace
 
@@ -42,7 +42,7 @@ def rules(deny: Mapping[str, str], allow: Mapping[str, str] | None = None) -> Ru
 def packed(entries: Iterable[tuple[bytes, int, bytes]]) -> Entries:
     """Of (address, length, value)."""
     ordered = sorted(entries)
-    return Entries(b"".join(key(a, n) for a, n, _ in ordered), b"".join(v for _, _, v in ordered))
+    return entries_of(b"".join(key(a, n) for a, n, _ in ordered), b"".join(v for _, _, v in ordered))
 
 
 def wanted(some: Rules, *devices: str, mode: Mode = Mode.BEST_EFFORT) -> Prefiltering:

@@ -14,7 +14,7 @@ from netloom.kernel.prefilter.differences import Difference, Inspection, compare
 from netloom.kernel.prefilter.maps import SLOTS, capacity_for
 from netloom.kernel.prefilter.slots import assign, renumbered
 from netloom.kernel.prefilter.tries import FamilyTrie
-from netloom.prefilter.rules import ALLOW, Entries, Rules, key, value
+from netloom.prefilter.rules import ALLOW, EMPTY, Entries, Rules, key, value
 from tests.kernel.prefilters import IPV4, IPV6, Filtered, ethernet, ipv4, ipv6, packed, wanted
 
 MANY = 1 << 20
@@ -29,10 +29,12 @@ def content(some: dict[Network, int], size: int = 4) -> Entries:
 
 
 def as_dict(entries: Entries, key_size: int = 8) -> dict[bytes, bytes]:
-    return {
-        entries.keys[at * key_size : (at + 1) * key_size]: entries.values[at * 4 : (at + 1) * 4]
-        for at in range(len(entries))
-    }
+    return told(entries.keys, entries.values, key_size)
+
+
+def told(keys: bytes, values: bytes, key_size: int = 8) -> dict[bytes, bytes]:
+    """As the kernel tells them."""
+    return {keys[at * key_size : (at + 1) * key_size]: values[at * 4 : (at + 1) * 4] for at in range(len(values) // 4)}
 
 
 # Few addresses, so that prefixes cover each other and contents have much in common.
@@ -45,7 +47,7 @@ contents = st.dictionaries(networks, st.integers(0, 3), max_size=40)
 @given(contents, contents)
 def test_a_difference_leads_from_one_content_to_the_other(old: dict[Network, int], new: dict[Network, int]) -> None:
     before, after = as_dict(content(old)), as_dict(content(new))
-    difference = compare(content(old), content(new), 8, MANY)
+    difference = compare(content(old), content(new), MANY)
     assert difference is not None
     assert dict(difference.put) == {k: v for k, v in after.items() if before.get(k) != v}
     assert dict(difference.gone) == {k: v for k, v in before.items() if k not in after}
@@ -71,7 +73,7 @@ def test_what_the_kernel_tells_is_held_against_what_it_should_hold(
 def test_a_large_difference_is_given_up_early() -> None:
     few = content({(at << 8, 24): 0 for at in range(10)})
     many = content({(at << 8, 24): 1 for at in range(10_000)})
-    assert compare(few, many, 8, 4096) is None
+    assert compare(few, many, 4096) is None
     inspection = Inspection(many, 8, 4096)
     assert not inspection.take(few.keys, few.values) or inspection.finish() is None
 
@@ -84,7 +86,7 @@ def test_one_entry_among_many_is_found_by_comparing_stretches() -> None:
         new[place << 4, 28] = 1
         del new[((place + 7) % 20_000) << 4, 28]
         new[(place << 4) + 3, 32] = 2
-        difference = compare(old, content(new), 8, 10)
+        difference = compare(old, content(new), 10)
         assert difference is not None
         assert (len(difference.put), len(difference.gone)) == (2, 1)
 
@@ -105,7 +107,7 @@ async def test_the_program_decides_as_ipaddress_does(filtered: Filtered, version
     some = content({(int(net.network_address), net.prefixlen): held for net, held in nets.items()}, bits // 8)
     keeper = await filtered.agent()
     names = ("a", "b", "c")
-    rules = Rules(some, Entries(), names) if version == 4 else Rules(Entries(), some, names)
+    rules = Rules(some, EMPTY[6], names) if version == 4 else Rules(EMPTY[4], some, names)
     assert (await keeper.apply(wanted(rules, "later"))).in_sync  # a device that is not there: nothing else is counted
     dropped = dict.fromkeys(names, 0)
     addresses = [dice.getrandbits(bits) for _ in range(200)]
@@ -148,7 +150,7 @@ def held(trie: FamilyTrie) -> dict[bytes, bytes]:
     if trie.trie is None:
         return {}
     runs = list(bpf.entries(trie.trie.descriptor, 8, 4))
-    return as_dict(Entries(b"".join(keys for keys, _ in runs), b"".join(values for _, values in runs)))
+    return told(b"".join(keys for keys, _ in runs), b"".join(values for _, values in runs))
 
 
 async def test_changes_go_into_the_trie_that_is_there_and_large_ones_into_another(trie: FamilyTrie) -> None:
@@ -170,7 +172,7 @@ async def test_changes_go_into_the_trie_that_is_there_and_large_ones_into_anothe
     assert first is not None
     assert trie.trie.identity != first.identity
     assert held(trie) == as_dict(content(some))
-    trie.put(Entries())
+    trie.put(EMPTY[4])
     assert (trie.trie, held(trie)) == (None, {})
     assert trie.verify()
 
@@ -186,6 +188,7 @@ async def test_what_somebody_does_to_the_entries_is_found_and_put_right(trie: Fa
         lambda fd: bpf.delete(fd, key(bytes(4), 8)),
         lambda fd: bpf.update(fd, key(bytes([10, 0, 0, 0]), 8), value(1, allow=True)),
         lambda fd: bpf.update(fd, key(bytes([0, 1, 16, 0]), 20), value(7)),
+        lambda fd: bpf.update(fd, key(bytes([0, 1, 16, 0]), 20), value(1 | 1 << 16)),  # a byte that says nothing
     )
     for edit in edits:
         edit(trie.trie.descriptor)

@@ -4,15 +4,18 @@ Contents are long byte strings, of which equal stretches are compared as such: i
 found in 5 ms. Object by object it would be a second.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
 
 import msgspec
 
 from netloom.kernel.prefilter.maps import VALUE_SIZE
-from netloom.prefilter.rules import Entries
+from netloom.prefilter.rules import MARK_SIZE, Entries
 
 Entry = tuple[bytes, bytes]
-"""A key and its value."""
+"""A key and its value, as the kernel has them; or keys and values."""
+
+Stretch = TypeVar("Stretch")
 
 _SHORTEST, _LONGEST = 1 << 6, 1 << 15
 """Entries that are compared at once, at first and at most. The stretch is copied for it: from one difference to the
@@ -31,32 +34,50 @@ class Difference(msgspec.Struct):
 
 
 def order(key: bytes) -> tuple[bytes, int]:
-    """Of the keys in `Entries`: by address, then by prefix length."""
+    """Of keys, as in `Entries`: by address, then by prefix length."""
     return key[4:], key[0]
 
 
-class _Side:
-    """A content and how far it has been looked at."""
+class _Side(Generic[Stretch]):
+    """A content and how far it has been looked at. cut: what is from one place on and before another."""
 
-    def __init__(self, entries: Entries, key_size: int) -> None:
+    def __init__(self, count: int, cut: Callable[[int, int], Stretch]) -> None:
         self.at = 0
-        self.count = len(entries)
-        self._keys, self._values, self._size = entries.keys, entries.values, key_size
+        self.count = count
+        self._cut = cut
 
     @property
     def left(self) -> int:
         return self.count - self.at
 
-    def stretch(self, count: int) -> Entry:
-        """The next so many keys and values."""
-        end = self.at + count
-        return (
-            self._keys[self.at * self._size : end * self._size],
-            self._values[self.at * VALUE_SIZE : end * VALUE_SIZE],
-        )
+    def stretch(self, count: int) -> Stretch:
+        """The next so many."""
+        return self._cut(self.at, self.at + count)
 
 
-def _skip_equal(one: _Side, other: _Side) -> None:
+def _packed(entries: Entries) -> _Side[bytes]:
+    packed, size = entries.packed, entries.size
+    return _Side(len(entries), lambda start, end: packed[start * size : end * size])
+
+
+def _told(keys: bytes, values: bytes, size: int) -> _Side[Entry]:
+    """As the kernel tells them. size: bytes of a key."""
+
+    def cut(start: int, end: int) -> Entry:
+        return keys[start * size : end * size], values[start * VALUE_SIZE : end * VALUE_SIZE]
+
+    return _Side(len(values) // VALUE_SIZE, cut)
+
+
+def _as_told(entries: Entries) -> _Side[Entry]:
+    def cut(start: int, end: int) -> Entry:
+        piece = entries.piece(start, end)
+        return piece.keys, piece.values
+
+    return _Side(len(entries), cut)
+
+
+def _skip_equal(one: _Side[Stretch], other: _Side[Stretch]) -> None:
     """Go on to the first entry that is not the same on both sides, or to the end of one of them."""
     step = _SHORTEST
     while left := min(one.left, other.left):
@@ -71,10 +92,10 @@ def _skip_equal(one: _Side, other: _Side) -> None:
             return
 
 
-def compare(old: Entries, new: Entries, key_size: int, most: int) -> Difference | None:
-    """From `old` to `new`; None if that is more than `most` entries."""
-    found = Difference()
-    before, after = _Side(old, key_size), _Side(new, key_size)
+def compare(old: Entries, new: Entries, most: int) -> Difference | None:
+    """From `old` to `new`, of one family; None if that is more than `most` entries."""
+    found, end = Difference(), new.size - MARK_SIZE
+    before, after = _packed(old), _packed(new)
     while True:
         _skip_equal(before, after)
         if not before.left and not after.left:
@@ -82,14 +103,19 @@ def compare(old: Entries, new: Entries, key_size: int, most: int) -> Difference 
         if len(found) >= most:
             return None
         was, becomes = before.stretch(min(1, before.left)), after.stretch(min(1, after.left))
-        if not after.left or (before.left and order(was[0]) < order(becomes[0])):
-            found.gone.append(was)
+        if not becomes or (was and was[:end] < becomes[:end]):
+            found.gone.append(_entry(was))
             before.at += 1
             continue
-        found.put.append(becomes)
+        found.put.append(_entry(becomes))
         after.at += 1
-        if before.left and was[0] == becomes[0]:
+        if was[:end] == becomes[:end]:
             before.at += 1
+
+
+def _entry(packed: bytes) -> Entry:
+    one = Entries(packed, len(packed))
+    return one.keys, one.values
 
 
 class Inspection:
@@ -100,7 +126,7 @@ class Inspection:
     """
 
     def __init__(self, wanted: Entries, key_size: int, most: int) -> None:
-        self._wanted = _Side(wanted, key_size)
+        self._wanted = _as_told(wanted)
         self._size = key_size
         self._most = most
         self._missing: dict[bytes, bytes] = {}
@@ -114,7 +140,7 @@ class Inspection:
             self._wanted.at += count
             return True
         entries = sorted(_each(keys, values, self._size), key=lambda entry: order(entry[0]))
-        told = _Side(Entries(b"".join(key for key, _ in entries), b"".join(value for _, value in entries)), self._size)
+        told = _told(b"".join(key for key, _ in entries), b"".join(value for _, value in entries), self._size)
         while len(self._missing) + len(self._wrong) + len(self._surplus) <= self._most:
             _skip_equal(told, self._wanted)
             if not told.left:
@@ -129,7 +155,7 @@ class Inspection:
         rest = self._wanted.stretch(self._wanted.left)
         return Difference([*self._wrong, *self._missing.items(), *_each(*rest, self._size)], self._surplus)
 
-    def _settle(self, told: _Side) -> None:
+    def _settle(self, told: _Side[Entry]) -> None:
         """The next entry that was told is not the next that is wanted."""
         key, value = told.stretch(1)
         if self._wanted.left:

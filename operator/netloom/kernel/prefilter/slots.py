@@ -4,13 +4,12 @@ A name keeps its counter for as long as it is wanted, across restarts of the age
 rules number prefilters in their own way; where that is another, their values are rewritten.
 """
 
-from array import array
 from collections.abc import Sequence
 
 import msgspec
 
 from netloom.kernel.prefilter.maps import SLOTS
-from netloom.prefilter.rules import SLOT, Entries
+from netloom.prefilter.rules import MARK_SIZE, Entries
 
 
 class Slots(msgspec.Struct, frozen=True):
@@ -50,7 +49,7 @@ def renumbered(entries: Entries, places: Sequence[int]) -> Entries:
     """With counters in the place of the rules' numbers; the same object where these are the same."""
     if all(number == place for number, place in enumerate(places)):
         return entries
-    values = array("I", entries.values)
-    changed = {value: value & ~SLOT | places[value & SLOT] for value in set(values)}
-    values = array("I", map(changed.__getitem__, values))
-    return Entries(entries.keys, values.tobytes())
+    table = bytes([*places, *range(len(places), SLOTS)])
+    packed, size = bytearray(entries.packed), entries.size
+    packed[size - MARK_SIZE :: size] = entries.packed[size - MARK_SIZE :: size].translate(table)
+    return Entries(bytes(packed), size)

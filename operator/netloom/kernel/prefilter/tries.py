@@ -20,6 +20,8 @@ _ALLOW = 0x80
 """In the last byte of a value."""
 _LEAST_REWRITTEN = 4096
 _SHARE_REWRITTEN = 16
+_PIECE = 4 * bpf.BATCH
+"""Entries that are in the kernel's form at a time."""
 
 
 class Trie(msgspec.Struct, frozen=True):
@@ -120,7 +122,7 @@ class FamilyTrie:
         most = max(_LEAST_REWRITTEN, len(wanted) // _SHARE_REWRITTEN)
         if known is None:
             return self._inspect(wanted)
-        return compare(known, wanted, self._key_size, most)
+        return compare(known, wanted, most)
 
     def _inspect(self, wanted: Entries) -> Difference | None:
         """Read all; how it becomes what is wanted, None if that is too much."""
@@ -162,7 +164,9 @@ class FamilyTrie:
         pin = next(name for name in self._places if old is None or name != old.pin)
         descriptor = bpf.create_map(f"netloom_{self.family}", trie_shape(self.family, most))
         with closed_on_error(descriptor):
-            bpf.update_all(descriptor, wanted.keys, wanted.values, self._key_size, VALUE_SIZE)
+            for start in range(0, len(wanted), _PIECE):
+                piece = wanted.piece(start, start + _PIECE)
+                bpf.update_all(descriptor, piece.keys, piece.values, self._key_size, VALUE_SIZE)
             identity = bpf.describe_map(descriptor).identity
             self._pins.pin(pin, descriptor)
             bpf.update(self._outer, self._index, descriptor.to_bytes(4, "little"))
