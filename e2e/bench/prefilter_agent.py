@@ -5,6 +5,8 @@ kernel holds is asked of its map itself (the program's own look-up), every fifth
 agent's or the API server's pauses in it, and none a poll's:
 
 *load.seconds*: from the answer to the request that makes the last ConfigMap until that one's own entry is in force.
+*load.cpu_seconds*: what all threads of the agent worked, from the prefilter on, and *cpu_seconds_after_last* of it
+after that answer. *merges*, *entries_merged*, *entries_written*: as the agent counts (`/status`).
 *rss_base_mib*, *rss_peak_mib*, *rss_mib*: the agent's memory before a prefilter, at most, half a minute after.
 *change_one_ms*: a line of one ConfigMap is another: from the answer to the request until the new one is in force;
 *change_one_cpu_ms*: what all threads of the agent worked meanwhile, from before the request. Both the least, the median
@@ -98,6 +100,11 @@ class Agent:
         filters = facts(self.machine).get("prefilter", {}).get("status", {}).get("filters") or [{}]
         return int(sum(filters[0].get(family, 0) for family in ("ipv4Entries", "ipv6Entries")))
 
+    def work(self) -> dict[str, int]:
+        """What the agent counts: how often it merged lists, how many entries it looked at for it, and how many it wrote
+        to the kernel."""
+        return dict(facts(self.machine).get("prefilter", {}).get("work", {}))
+
     def memory(self) -> gauges.Usage:
         """Once it rests, has other connections than those that much came by, and has given back what was free."""
         self.quiet()
@@ -131,15 +138,20 @@ def load(agent: Agent, texts: list[str], count: int) -> dict[str, float]:
     for number, text in enumerate(texts):
         body = {"metadata": {"name": f"list-{number}"}, "data": {"list": text.replace(MARK, own(number))}}
         client.request("POST", CONFIG_MAPS, body, timeout=60)
-    last = time.monotonic()
+    last = agent.now()
     done = agent.waited_for(own(len(texts) - 1))
     wait_for("all entries", lambda: agent.entries() >= count, deadline=PATIENCE_SECONDS)
+    work = agent.work()
     after = agent.memory()
     return {
         "entries": agent.entries(),
         "config_maps": len(texts),
-        "seconds": round(done.at - last, 2),
+        "seconds": round(done.at - last.at, 2),
         "cpu_seconds": round(done.worked - began.worked, 2),
+        "cpu_seconds_after_last": round(done.worked - last.worked, 2),
+        "merges": work["merged"],
+        "entries_merged": work["entries"],
+        "entries_written": work["written"],
         "rss_base_mib": round(before.rss, 1),
         "rss_peak_mib": round(after.peak, 1),
         "rss_mib": round(after.rss, 1),

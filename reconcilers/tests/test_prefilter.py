@@ -11,16 +11,11 @@ from msgspec.structs import replace
 from netloom.api.meta import LabelRequirement, LabelSelector, ObjectMeta
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
-    NETWORKS,
-    PREFILTERS,
-    Address,
     FilteredDevice,
     NetloomNode,
-    NetloomNodeSpec,
     NetloomPrefilter,
     NodeFilter,
     NodePrefilter,
-    PrefilterSpec,
 )
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.keeper.report import Failure
@@ -32,16 +27,11 @@ from netloom.runtime.clock import ServerClock
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.prefilter import telling
 from netloom_reconcilers.node.prefilter.config_maps import ListConfigMap, read
-from netloom_reconcilers.node.prefilter.feature import PrefilterFeature
 from netloom_reconcilers.node.prefilter.reporting import PrefilterReporter
 from netloom_reconcilers.node.prefilter.selection import Machine, devices_of, machine_of, selecting, together
-from tests.contexts import context
+from tests.prefilter_setting import Setting, node, prefilter
 
 MACHINE = Machine(("bond0", "eth0", "eth1", "veth1"), ("bond0",), frozenset(), frozenset())
-
-
-def prefilter(name: str, **spec: Any) -> NetloomPrefilter:
-    return NetloomPrefilter(metadata=ObjectMeta(name=name, generation=3), spec=PrefilterSpec(**spec))
 
 
 # ------------------------------------------------------------------------------------------------------ which and where
@@ -144,70 +134,6 @@ def test_a_config_map_is_text_or_text_packed_by_gzip() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- the feature
-
-
-class Kernel:
-    """Instead of the keeper: takes what is wanted, says what the test wants said."""
-
-    def __init__(self) -> None:
-        self.applied: list[Prefiltering] = []
-        self.report = PrefilterReport()
-        self.counts: dict[str, Dropped] = {}
-
-    async def apply(self, desired: Prefiltering) -> PrefilterReport:
-        self.applied.append(desired)
-        return self.report
-
-    def dropped(self) -> dict[str, Dropped]:
-        return self.counts
-
-
-class Following:
-    """Instead of who follows devices, addresses and routes. events: what it was asked, and told to leave."""
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-        self.now = NodeSurroundings(
-            {2: Device("eth0")},
-            [NodeRoute(Cidr.parse("0.0.0.0/0"), ((2, parse_address("192.0.2.1")),))],
-            [(2, parse_address("10.1.0.5"))],
-        )
-
-    async def around(self) -> NodeSurroundings:
-        self.events.append("around")
-        return self.now
-
-    async def leave(self) -> None:
-        self.events.append("leave")
-
-
-class Setting:
-    """The feature of node-1 over caches that the test fills."""
-
-    def __init__(self, tmp_path: Any) -> None:
-        self.following = Following()
-        self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
-        self.prefilters: Store[NetloomPrefilter] = Store(PREFILTERS)
-        self.kernel = Kernel()
-        made = context("node-1", Store(NETWORKS), self.nodes)
-        made.nodes, made.state_dir, made.run_dir, made.lease_namespace = self.nodes, None, tmp_path, "netloom-system"
-        made.caches = self
-        made.events = None
-        self.feature = PrefilterFeature(made, self.kernel, self.following)  # type: ignore[arg-type]
-        self.nodes.replace({"node-1": node("node-1", "10.1.0.5"), "node-2": node("node-2", "10.1.0.6")})
-
-    def store(self, *_: object, **__: object) -> Store[NetloomPrefilter]:
-        return self.prefilters
-
-    async def have(self, *some: NetloomPrefilter) -> Prefiltering:
-        self.prefilters.replace({each.metadata.name: each for each in some})
-        await self.feature.reconcile("prefilter")
-        return self.kernel.applied[-1]
-
-
-def node(name: str, address: str, **labels: str) -> NetloomNode:
-    spec = NetloomNodeSpec(addresses=(Address(type="InternalIP", ip=address),))
-    return NetloomNode(metadata=ObjectMeta(name=name, labels=labels), spec=spec)
 
 
 @pytest.fixture

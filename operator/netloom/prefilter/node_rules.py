@@ -1,5 +1,6 @@
 """What one node drops, of the prefilters that select it: lists in, the kernel's entries and what to say out."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -33,12 +34,13 @@ class Share:
 
 
 class NodeRules:
-    """Keeps what it made: what is the same is not made again, and `rules` is the same object then."""
+    """Keeps what it made: what is the same is not made again, and `rules` is the same object then. work: as `Merger`
+    counts it."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: Counter[str] | None = None) -> None:
         self.rules = Rules()
         self.shares: Mapping[str, Share] = {}
-        self._merger = Merger()
+        self._merger = Merger(work)
         self._guards = {version: LifelineGuard(version) for version in VERSIONS}
 
     def update(self, filters: Sequence[Filter], lifelines: Sequence[Lifeline]) -> None:

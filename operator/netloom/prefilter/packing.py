@@ -8,17 +8,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from netloom.prefilter.records import Records
-from netloom.prefilter.rules import MARK_SIZE, Entries, entry, mark
+from netloom.prefilter.rules import MARK_SIZE, Entries, entry
 
 
-def marked(records: Records, value: int) -> Entries:
-    """Of records that all have one value."""
+def marked(records: Records, mark: bytes) -> Entries:
+    """Of records that all have one mark."""
     packed, width = records.packed, records.size
     size = width + MARK_SIZE
     found = bytearray(len(records) * size)
     for place in range(width):
         found[place::size] = packed[place::width]
-    for place, byte in enumerate(mark(value), width):
+    for place, byte in enumerate(mark, width):
         found[place::size] = bytes((byte,)) * len(records)
     return Entries(bytes(found), size)
 

@@ -22,9 +22,8 @@ from netloom.prefilter.lists import ParsedList
 from netloom.runtime.client import Api
 from netloom.runtime.store import Store
 from netloom.runtime.watch import EVERY_NODE, ListWatch
+from netloom_reconcilers.node.prefilter.arrivals import PATIENCE_SECONDS, Arrivals
 
-PATIENCE_SECONDS = 10.0
-"""For so long what is dropped waits for a list that is not there yet; then it goes on without."""
 MOST_TEXT = 64 << 20
 """Bytes of a packed list when it is unpacked: one of 1.5 MB, as an object may have, could fill a node's memory."""
 _GZIP = b"\x1f\x8b"
@@ -85,14 +84,15 @@ def _read_binary(text: str, reader: ListReader) -> ParsedList | str:
 
 
 class _Followed:
-    """One ConfigMap. last: as it was when it was last there."""
+    """One ConfigMap. last: as it was when it was last there. arrivals: is told when it comes."""
 
-    def __init__(self, api: Api, place: Place, changed: Callable[[], None]) -> None:
+    def __init__(self, api: Api, place: Place, arrivals: Arrivals, changed: Callable[[], None]) -> None:
         self.store: Store[ListConfigMap] = Store(CONFIG_MAPS)
         self.last: ListConfigMap | None = None
         self.since = time.monotonic()
         self._key = f"{place.namespace}/{place.name}"
         self._changed = changed
+        self._arrivals = arrivals
         readers: dict[str, ListReader] = {}
         self.watch = ListWatch(
             api,
@@ -107,11 +107,19 @@ class _Followed:
 
     def _took(self, new: ListConfigMap | None) -> None:
         if new is not None:
+            if self.is_missing_still:
+                self._arrivals.came()
             self.last = new
         self._changed()
 
     @property
+    def is_missing_still(self) -> bool:
+        """It was never there, and that was asked."""
+        return self.last is None and self.store.synced.is_set()
+
+    @property
     def is_missing(self) -> bool:
+        """It is not there now, and may have been."""
         return self.store.synced.is_set() and self._key not in self.store
 
 
@@ -123,6 +131,7 @@ class ConfigMaps:
         self._api = api
         self._changed = changed
         self._followed: dict[Place, _Followed] = {}
+        self._arrivals = Arrivals()
         self._turned = asyncio.Event()
 
     def place_of(self, reference: ListReference) -> Place:
@@ -133,16 +142,21 @@ class ConfigMaps:
         """Follow these, and no others."""
         wanted = {self.place_of(each) for each in references}
         if wanted != self._followed.keys():
-            new = {place: _Followed(self._api, place, self._changed) for place in wanted - self._followed.keys()}
+            new = {
+                place: _Followed(self._api, place, self._arrivals, self._changed)
+                for place in wanted - self._followed.keys()
+            }
             self._followed = {place: each for place, each in self._followed.items() if place in wanted} | new
             self._turned.set()
 
-    @property
-    def patience(self) -> float:
-        """Seconds for which it is worth waiting for what was not answered yet; not more than 0: for nothing."""
+    def wait(self) -> float:
+        """Seconds for which it is worth waiting for what was not answered yet, or comes after what came (`arrivals`);
+        not more than 0: for nothing, what is there is to be taken."""
         waited_for = [each for each in self._followed.values() if not each.store.synced.is_set()]
         now = time.monotonic()
-        return max((each.since + PATIENCE_SECONDS - now for each in waited_for), default=0.0)
+        if (patience := max((each.since + PATIENCE_SECONDS - now for each in waited_for), default=0.0)) > 0:
+            return patience
+        return self._arrivals.wait(missing=any(each.is_missing_still for each in self._followed.values()))
 
     def lists(self, reference: ListReference) -> tuple[Mapping[str, ParsedList], list[str]]:
         """The lists of a ConfigMap that a prefilter names, by `namespace/name:key`, and what is wrong, as sentences."""

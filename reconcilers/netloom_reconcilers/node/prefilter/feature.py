@@ -8,6 +8,7 @@ agent that starts finds what the one before left, and leaves it until then.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -69,6 +70,8 @@ class PrefilterFeature(NodeFeature):
         self.keeper = keeper or PrefilterKeeper(cache, on_report=lambda report: context.changed())
         self.controller = Controller(self.name, self.reconcile)
         self.told: tuple[Told, ...] = ()
+        self.work: Counter[str] = Counter()
+        """What was done for it: by this, how often lists were merged, and how many entries were looked at for it."""
         self._prefilters = context.caches.store(PREFILTERS, _matters, optional=True)
         self._rules: list[NodeRules] = []
         """Of each group of prefilters that decide together."""
@@ -161,7 +164,8 @@ class PrefilterFeature(NodeFeature):
             for each in self.told
         }
         verifier = {"verifier": report.verifier} if report.verifier else {}
-        return {"prefilter": {"status": status, "lists": lists, "program": report.program, **verifier}}
+        work = {**self.work, "written": self.keeper.stats.get("entry", 0)}
+        return {"prefilter": {"status": status, "lists": lists, "program": report.program, "work": work, **verifier}}
 
     def metrics(self) -> Iterable[Metric]:
         """By prefilter, of which a node has few; nothing where it has none."""
@@ -263,8 +267,8 @@ class PrefilterFeature(NodeFeature):
             return None
         if self._lists is not None:
             self._lists.want(each for one in selected for each in one.spec.references)
-            if (patience := self._lists.patience) > 0:
-                return patience
+            if (seconds := self._lists.wait()) > 0:
+                return seconds
         machine = machine_of(await self.surroundings.around(), self._known_by()) if selected else Machine()
         desired, told = await self._desired(selected, machine)
         if self._given != desired:
@@ -299,7 +303,7 @@ class PrefilterFeature(NodeFeature):
         if not chosen.groups:
             self._rules = []
             return Prefiltering(), told
-        self._rules = [*self._rules, *(NodeRules() for _ in chosen.groups)][: len(chosen.groups)]
+        self._rules = [*self._rules, *(NodeRules(self.work) for _ in chosen.groups)][: len(chosen.groups)]
         lifelines = self._lives_by(machine)
         for rules, group in zip(self._rules, chosen.groups, strict=True):
             filters = [Filter(each.metadata.name, self._lists_of(each), each.spec.may_cut_off_nodes) for each in group]
