@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from netloom.cidr import Version
-from netloom.prefilter.packing import EntryRecords, of_values, replaced
+from netloom.prefilter.packing import EntryRecords, of_values
+from netloom.prefilter.records import spliced
 from netloom.prefilter.rules import EMPTY, ENTRY_SIZES, Entries, entry
 
 
@@ -70,14 +71,16 @@ class Merged:
 
     def _with(self, values: Mapping[bytes, int | None], held: Mapping[bytes, int]) -> "Merged":
         """With other active entries, None: without it; and with these withheld."""
-        records, changes = self.active, []
+        records, changes = self.active, list[tuple[int, int, bytes]]()
         for record in sorted(values):
             at = bisect_left(records, record)
             there = at < len(records) and records[at] == record
             value = values[record]
             if there or value is not None:
                 changes.append((at, at + there, b"" if value is None else entry(record, value)))
-        entries = replaced(self.entries, changes)
+        entries = self.entries
+        if changes:
+            entries = Entries(spliced(entries.packed, entries.size, changes), entries.size)
         records = EntryRecords(entries)
         places = tuple(bisect_left(records, each) + number for number, each in enumerate(sorted(held)))
         return Merged(self.version, entries, of_values(held, ENTRY_SIZES[self.version]), places)

@@ -50,20 +50,6 @@ class EntryRecords(Sequence[bytes]):
         return self._packed[start : start + self._width]
 
 
-def replaced(entries: Entries, changes: Sequence[tuple[int, int, bytes]]) -> Entries:
-    """With others in the place of those from one on and before another; the same object without a change. The changes
-    are in order, and none reaches into the next."""
-    if not changes:
-        return entries
-    size, old = entries.size, memoryview(entries.packed)
-    parts: list[bytes | memoryview] = []
-    done = 0
-    for start, end, new in changes:
-        parts += (old[done * size : start * size], new)
-        done = end
-    return Entries(b"".join([*parts, old[done * size :]]), size)
-
-
 def counted(entries: Entries) -> Counter[int]:
     """How many have which value."""
     size = entries.size

@@ -90,18 +90,18 @@ class Records(Sequence[bytes]):
         return hash(self.packed)
 
 
-def patched(records: Records, gone: Iterable[bytes], come: Iterable[bytes]) -> Records:
-    """Without some and with others; the same object where that makes no difference."""
-    size, packed = records.size, records.packed
-    parts: list[bytes] = []
+def spliced(packed: bytes, size: int, changes: Sequence[tuple[int, int, bytes]]) -> bytes:
+    """What is packed at `size` bytes each, with others in the place of those from one on and before another; the same
+    object without a change. The changes are in order, and none reaches into the next."""
+    if not changes:
+        return packed
+    old = memoryview(packed)
+    parts: list[bytes | memoryview] = []
     done = 0
-    for each, stays in sorted([*((one, False) for one in gone), *((one, True) for one in come)]):
-        at = bisect_left(records, each)
-        there = at < len(records) and records[at] == each
-        if there != stays:
-            parts += [packed[done * size : at * size], each if stays else b""]
-            done = at + there
-    return Records(b"".join([*parts, packed[done * size :]]), size) if parts else records
+    for start, end, new in changes:
+        parts += (old[done * size : start * size], new)
+        done = end
+    return b"".join([*parts, old[done * size :]])
 
 
 def boundaries(firsts: Iterable[Records], size: int, most: int) -> list[tuple[bytes, bytes]]:

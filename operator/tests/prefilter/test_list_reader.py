@@ -4,9 +4,11 @@ import random
 
 import pytest
 
-from netloom.prefilter import list_reader
+from netloom.prefilter import block_records, list_reader
+from netloom.prefilter.block_records import MOST_BLOCKS
 from netloom.prefilter.list_reader import ListReader
 from netloom.prefilter.lists import parse_list
+from netloom.prefilter.records import split
 
 LINES = ["192.0.2.0/24", "192.0.2.7", "198.51.100.1/24", "2001:db8::/32", "# none", "", "bad", "10.0.0.1-10.0.0.9 ; x"]
 
@@ -31,13 +33,35 @@ def edited(draw: random.Random, text: str) -> str:
 @pytest.mark.parametrize("few", [0, 2048])
 @pytest.mark.parametrize("seed", range(30))
 def test_whatever_is_edited_it_is_read_as_a_new_list(seed: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(list_reader, "FEW", few)
+    monkeypatch.setattr(block_records, "FEW", few)
     draw = random.Random(seed)
     monkeypatch.setattr(list_reader, "BLOCK", draw.choice([1, 20, 60]))
     reader, text = ListReader(), ""
     for _ in range(40):
         text = edited(draw, text)[:4000]
         assert reader.read(text) == parse_list(text)
+    assert told(reader) == held(reader, text)
+
+
+def told(reader: ListReader) -> set[tuple[bytes, int]]:
+    """Which block has what, as the reader keeps it."""
+    found: list[tuple[bytes, int]] = []
+    for each in reader._records.values():
+        found += zip(each.records, each.blocks, strict=True)
+        found += [(pair[:-1], pair[-1]) for pair in split(each.again, each.records.size + 1)]
+    assert len(set(found)) == len(found)
+    return set(found)
+
+
+def held(reader: ListReader, text: str) -> set[tuple[bytes, int]]:
+    """Which block has what, by parsing each."""
+    found, at = set(), 0
+    for number, block in enumerate(reader._blocks):
+        parsed = parse_list(text[at : at + block.size])
+        found |= {(record, number) for records in (parsed.v4, parsed.v6) for record in records}
+        at += block.size
+    assert at == len(text)
+    return found
 
 
 def test_of_a_long_list_one_line_costs_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +77,14 @@ def test_of_a_long_list_one_line_costs_its_block(monkeypatch: pytest.MonkeyPatch
     parsed.clear()
     again = reader.read("\n".join(lines))
     assert (parsed, again.v4 is after.v4, before.v4 == after.v4) == ([], True, False)
+
+
+def test_a_list_of_many_blocks_has_larger_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as a byte can tell apart, however it grows."""
+    monkeypatch.setattr(list_reader, "BLOCK", 64)
+    reader, lines = ListReader(), [f"10.{number >> 8}.{number & 255}.0/24" for number in range(8_000)]
+    for count in (10, 1000, 1500, 8000, 7999, 20):
+        text = "\n".join([*lines[:count], "2001:db8::/32"] * 2)
+        assert reader.read(text) == parse_list(text)
+        assert len(reader._blocks) <= MOST_BLOCKS
+    assert told(reader) == held(reader, text)
