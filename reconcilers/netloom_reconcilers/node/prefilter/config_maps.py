@@ -107,19 +107,13 @@ class _Followed:
 
     def _took(self, new: ListConfigMap | None) -> None:
         if new is not None:
-            if self.is_missing_still:
+            if self.last is None:
                 self._arrivals.came()
             self.last = new
         self._changed()
 
     @property
-    def is_missing_still(self) -> bool:
-        """It was never there, and that was asked."""
-        return self.last is None and self.store.synced.is_set()
-
-    @property
     def is_missing(self) -> bool:
-        """It is not there now, and may have been."""
         return self.store.synced.is_set() and self._key not in self.store
 
 
@@ -156,7 +150,7 @@ class ConfigMaps:
         now = time.monotonic()
         if (patience := max((each.since + PATIENCE_SECONDS - now for each in waited_for), default=0.0)) > 0:
             return patience
-        return self._arrivals.wait(missing=any(each.is_missing_still for each in self._followed.values()))
+        return self._arrivals.wait(missing=any(each.last is None for each in self._followed.values()))
 
     def lists(self, reference: ListReference) -> tuple[Mapping[str, ParsedList], list[str]]:
         """The lists of a ConfigMap that a prefilter names, by `namespace/name:key`, and what is wrong, as sentences."""
