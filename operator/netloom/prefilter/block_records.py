@@ -45,7 +45,7 @@ class BlockRecords:
         ]
         gone = _places(self.blocks, first, last)
         if len(gone) == len(self.records) and not stay:
-            found = BlockRecords(Records(b"".join(sorted(new)), size), _numbers(new), b"".join(sorted(again)))
+            found = _made(new, again, size)
         elif len(new) - len(gone) > FEW:
             pairs = [*stay, *again, *(record + bytes((number,)) for record, number in new.items())]
             left = set(range(len(self.records))).difference(gone)
@@ -109,14 +109,15 @@ def _places(blocks: bytes, first: int, last: int) -> list[int]:
     return [found.start() for found in re.finditer(pattern, blocks, re.DOTALL)]
 
 
-def _numbers(new: dict[bytes, int]) -> bytes:
-    """In the order of the records."""
-    return bytes(map(new.__getitem__, sorted(new)))
+def _made(blocks: dict[bytes, int], again: Iterable[bytes], size: int) -> BlockRecords:
+    """blocks: by record, in any order. again: as it is kept, in any order."""
+    ordered = sorted(blocks)
+    numbers = bytes(map(blocks.__getitem__, ordered))
+    return BlockRecords(Records(b"".join(ordered), size), numbers, b"".join(sorted(again)))
 
 
 def _of_pairs(pairs: Iterable[bytes], size: int) -> BlockRecords:
     """Of records with the numbers of their blocks, in any order."""
-    ordered = sorted(pairs)
-    found = {each[:-1]: each[-1] for each in reversed(ordered)}
-    again = b"".join([each for each in ordered if found[each[:-1]] != each[-1]])
-    return BlockRecords(Records(b"".join(sorted(found)), size), _numbers(found), again)
+    held = list(pairs)
+    found = {each[:-1]: each[-1] for each in held}
+    return _made(found, [each for each in held if found[each[:-1]] != each[-1]], size)
