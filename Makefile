@@ -83,7 +83,7 @@ bench-join: setup ## From a new node in the API to a route on NODES agents
 	@$(PY) e2e/bench/join.py --nodes $(NODES)
 
 bench-throughput: setup ## TCP and UDP from pod to pod, beside a mesh made by hand
-	@e2e/setup iperf3
+	@e2e/setup iperf3 ethtool
 	@$(PY) e2e/bench/throughput.py
 
 bench-senders: setup ## What it costs pods' traffic that nodes know who may send through tunnels

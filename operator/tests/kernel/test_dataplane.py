@@ -48,7 +48,7 @@ sysctl -w net.ipv6.conf.eth0.accept_ra=2
 sysctl -w net.ipv4.ip_forward=1
 sysctl -w net.ipv6.conf.all.forwarding=1
 ip link add netloom_vxlan address 3a:72:55:8c:ab:f9 mtu 1450 type vxlan external dstport 8472 nolearning
-sysctl -w net.ipv4.conf.netloom_vxlan.rp_filter=2
+sysctl -w net.ipv4.conf.netloom_vxlan.rp_filter=0
 sysctl -w net.ipv6.conf.netloom_vxlan.disable_ipv6=0
 sysctl -w net.ipv6.conf.netloom_vxlan.accept_ra=0
 ip link set netloom_vxlan addrgenmode none

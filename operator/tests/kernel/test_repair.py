@@ -129,6 +129,7 @@ async def test_an_ipv4_mesh_loses_its_routes_in_silence_when_the_device_goes_dow
         ("net.ipv4.ip_forward", "0"),
         ("net.ipv6.conf.all.forwarding", "0"),
         ("net.ipv4.conf.netloom_vxlan.rp_filter", "1"),
+        ("net.ipv4.conf.netloom_vxlan.rp_filter", "2"),
         ("net.ipv4.conf.netloom_vxlan.forwarding", "0"),
         ("net.ipv4.conf.eth0.forwarding", "0"),
         ("net.ipv4.conf.default.forwarding", "0"),

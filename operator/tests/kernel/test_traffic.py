@@ -118,10 +118,15 @@ async def test_a_node_reaches_remote_pods_from_an_address_of_its_pod_cidr(
 async def test_a_node_reaches_a_remote_pod_from_its_underlay_address(
     planes: dict[int, Dataplane], nodes: dict[int, Namespace], pods: dict[int, Namespace]
 ) -> None:
-    """Strict reverse path filtering on the pod's node must not drop it: host-network pods do this."""
-    nodes[2].sysctl("net.ipv4.conf.all.rp_filter", "1")
-    assert nodes[2].sysctl("net.ipv4.conf.netloom_vxlan.rp_filter") == "2"
-    assert nodes[1].pings("10.2.0.2", source="192.168.7.1")
+    """Strict reverse path filtering on the pod's node must not drop it: host-network pods do this. Without it, the
+    tunnel's device has none, whatever devices are made with."""
+    everywhere, tunnel = (f"net.ipv4.conf.{device}.rp_filter" for device in ("all", "netloom_vxlan"))
+    assert nodes[2].sysctl(tunnel) == "0"
+    async with running(planes[2]):
+        for value, then in (("1", "2"), ("0", "0"), ("2", "0"), ("1", "2")):
+            nodes[2].sysctl(everywhere, value)
+            await eventually(lambda then=then: nodes[2].sysctl(tunnel) == then)
+            assert nodes[1].pings("10.2.0.2", source="192.168.7.1")
 
 
 async def test_pods_of_hardened_nodes_get_through_and_stay_so(

@@ -12,7 +12,7 @@ from netloom.kernel.mesh.desired import MeshNode, Peer
 from netloom.kernel.mesh.fib import FibLookups, FibResult
 from netloom.kernel.mesh.rows import DirectRoute
 from netloom.kernel.mesh.tunnel_device import Interfaces
-from netloom.kernel.mesh.underlay import Astray, Underlay, own_addresses_of_peers, underlay_of
+from netloom.kernel.mesh.underlay import Astray, Underlay, merged_at, own_addresses_of_peers, underlay_of
 from netloom.kernel.netlink.links import InterfaceAddress, Link, LocalAddress
 from tests.kernel.meshes import eventually, here, running
 from tests.kernel.netns import Lab, Namespace
@@ -85,6 +85,54 @@ async def test_a_pods_device_is_no_underlay_however_often_the_pod_is_replaced(
 
 def _devices(plane: Dataplane) -> set[str]:
     return {each.device for each in plane.report.astray}
+
+
+MERGES = "generic-receive-offload: {}".format
+
+
+async def test_what_the_underlay_puts_together_the_tunnel_does_not_look_for_again(two: Two) -> None:
+    """A veth does not, unless it is told to; and what somebody makes of the tunnel's device is left."""
+    tunnel, underlay = ("ethtool -K {} gro {}".format(device, "{}").format for device in ("netloom_vxlan", "eth0"))
+    merges = "ethtool -k netloom_vxlan"
+    async with two.opened() as plane:
+        await plane.apply(view_of(1))
+        assert MERGES("on") in two.here.exec(merges)
+        two.here.exec(underlay("on"))
+        async with running(plane):
+            two.here.ip("link delete netloom_vxlan")
+            await eventually(two.passes)
+        assert MERGES("off") in two.here.exec(merges)
+    two.here.exec(tunnel("on"))
+    async with two.opened() as restarted:
+        assert (await restarted.apply(view_of(1))).written == {}
+        assert MERGES("on") in two.here.exec(merges)
+        two.here.ip("link delete netloom_vxlan")
+        planned = {change.text: change.why for change in await restarted.plan(view_of(1))}
+    assert planned[tunnel("off")] == "what comes out of the tunnel has been put together at eth0"
+
+
+def test_it_has_to_be_sure_of_every_device_that_all_was_put_together_there() -> None:
+    """Every device but a veth says that it does so, whatever it does."""
+    card, other, bond, vpn, veth = (
+        Link("eth0", 1, master=3),
+        Link("eth1", 2),
+        Link("bond0", 3, "bond"),
+        Link("tun0", 4, "tun"),
+        Link("eth2", 5, "veth"),
+    )
+    interfaces = Interfaces((card, other, bond, vpn, veth))
+
+    def merged(*links: Link, off: str = "") -> tuple[str, ...]:
+        return merged_at(links, interfaces, lambda device: device != off)
+
+    assert merged(other) == ("eth1",)
+    assert merged(other, off="eth1") == ()
+    assert merged(bond, veth) == ("eth0", "eth2")
+    assert merged(bond, off="eth0") == ()
+    assert merged(bond, off="bond0") == ("eth0",), "that is not where it is done"
+    assert merged(other, vpn) == ()
+    assert merged(Link("bond1", 9, "bond")) == (), "nothing is in it"
+    assert merged() == ()
 
 
 @pytest.fixture

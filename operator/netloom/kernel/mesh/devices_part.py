@@ -24,13 +24,14 @@ from netloom.kernel.mesh.fib import FibLookups
 from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MESH_STATE, MeshRows
 from netloom.kernel.mesh.tunnel_device import DeviceStep, Interfaces, Mtu
-from netloom.kernel.mesh.underlay import Astray, own_addresses_of_peers, underlay_of
+from netloom.kernel.mesh.underlay import Astray, merged, merged_at, own_addresses_of_peers, underlay_of
+from netloom.kernel.netlink import receive_offload
 from netloom.kernel.netlink.links import Link, is_endpoint, read_address, read_link
 from netloom.kernel.netlink.netconf import ALL, DEFAULT, Netconf, read_netconf
 from netloom.kernel.netlink.sockets import CommandSocket, KernelRefusal
 from netloom.kernel.netlink.wire import RTM_DELADDR, RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNETCONF
 from netloom.kernel.ownership import DEVICE_PREFIX, MESH
-from netloom.kernel.sysctl import Sysctl, SysctlRecord, of_node, of_tunnel
+from netloom.kernel.sysctl import Sysctl, SysctlRecord, is_strict, of_node, of_tunnel
 
 log = structlog.get_logger(__name__)
 
@@ -240,6 +241,7 @@ class DeviceWork:
         learners = self._learners(node, interfaces, outside)
         self._switch(of_node(names, learners, ipv6=node.ipv6, native=NO_ENCAPSULATION in node.encapsulations))
         tunnels: dict[Encapsulation, int] = {}
+        there = {link.ifindex for link in interfaces.links}
         for encapsulation in node.tunnels:
             mtu = device.tunnel_mtu(underlay.mtu, encapsulation, interfaces)
             interfaces = self._prepare_tunnel(node, encapsulation, mtu, interfaces, known.get(encapsulation, 0))
@@ -247,6 +249,8 @@ class DeviceWork:
             if link is None or device.unfit(link, encapsulation):
                 continue
             found.surplus = found.surplus or any(device.surplus_addresses(node, link, interfaces))
+            if link.ifindex not in there:
+                self._leave_merging_to(merged_at(underlay.links, interfaces, receive_offload.is_on), link.name)
             if link.up:
                 tunnels[encapsulation] = link.ifindex
         found.surplus = found.surplus or any(device.unwanted(node, interfaces))
@@ -295,12 +299,22 @@ class DeviceWork:
         if link is None or device.unfit(link, encapsulation):
             return interfaces
         self.flushed = self.flushed or not link.up
-        self._switch(of_tunnel(encapsulation.device, ipv6=node.ipv6))
+        self._switch(of_tunnel(encapsulation.device, ipv6=node.ipv6, strict=is_strict()))
         if self._take(device.adjustment(node, link, mtu)):
             interfaces = self.read()
             link = interfaces.link(encapsulation.device) or link
         self._take(device.missing_addresses(node, link, interfaces))
         return interfaces
+
+    def _leave_merging_to(self, devices: Collection[str], tunnel: str) -> None:
+        """A tunnel's device that has just been made does not do again what these have done: it took 5 % of the costs of
+        a datagram. What somebody makes of it later, is left."""
+        if devices:
+            try:
+                receive_offload.switch_off(tunnel)
+                log.info("device changed", change=f"ethtool -K {tunnel} gro off", why=merged(devices))
+            except OSError as error:  # it only costs more
+                log.warning("generic receive offload stays on", device=tunnel, why=str(error))
 
     def _rename(self, link: Link, name: str) -> None:
         self._take([device.renaming(link, name)])

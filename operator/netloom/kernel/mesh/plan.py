@@ -1,6 +1,6 @@
 """What would be changed, said as `ip` would say it: the same work as the real thing, but that nothing is done."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from msgspec.structs import replace
@@ -15,7 +15,7 @@ from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.rows import NeighbourKey, Nexthop, OddRoute, RouteContent, RouteKey
 from netloom.kernel.mesh.surroundings import Vicinity
 from netloom.kernel.mesh.tunnel_device import DeviceStep, Interfaces
-from netloom.kernel.mesh.underlay import own_addresses_of_peers
+from netloom.kernel.mesh.underlay import merged, own_addresses_of_peers
 from netloom.kernel.netlink.links import Link
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.ownership import ROUTE_PROTOCOL
@@ -48,6 +48,10 @@ class PlannedDeviceWork(DeviceWork):
                 ifindex = step.link.ifindex or _UNMADE + len(self._devices)
                 self._devices[step.key] = replace(step.link, ifindex=ifindex)
         return len(self.changes) > before
+
+    def _leave_merging_to(self, devices: Collection[str], tunnel: str) -> None:
+        if devices:
+            self.changes.append(PlannedChange(f"ethtool -K {tunnel} gro off", merged(devices)))
 
     def _switch(self, switches: Iterable[Sysctl]) -> None:
         for sysctl in switches:

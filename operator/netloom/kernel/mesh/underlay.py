@@ -31,6 +31,9 @@ WIRES = frozenset({"veth", "netkit", "tun"})
 INDOORS = WIRES | {"bridge", "openvswitch", "dummy"}
 """Kinds of devices that may have nothing but this machine behind them."""
 
+_STACKS = frozenset({"bond", "team", "bridge"})
+_MERGING = frozenset({"", "veth"})
+
 Why = Literal["pod", "tunnel", "indoors", "here"]
 
 
@@ -121,6 +124,28 @@ def own_addresses_of_peers(node: MeshNode, interfaces: Interfaces, fib: FibLooku
             found[names.get(each.ifindex, f"#{each.ifindex}")].append(address)
     for name in sorted(found):
         yield Astray(name, "here", tuple(sorted(found[name])))
+
+
+def merged_at(underlay: Iterable[Link], interfaces: Interfaces, merges: Callable[[str], bool]) -> tuple[str, ...]:
+    """Names of the devices at which all that comes out of a tunnel has been put together before (GRO, which looks into
+    tunnels); none if that is not sure. merges: whether a device is told to.
+
+    Cards do it, if told; of a bond or a bridge those in it. A veth does it where it is told to, which it is by nobody
+    but its administrator. The other kinds say so, as the kernel has it for every device, and are not believed.
+    """
+    found: list[Link] = []
+    for link in underlay:
+        ports = [each for each in interfaces.links if each.master == link.ifindex and each.kind not in WIRES]
+        found += ports if link.kind in _STACKS else [link]
+        if link.kind in _STACKS and not ports:
+            return ()
+    sure = all(link.kind in _MERGING and merges(link.name) for link in found)
+    return tuple(sorted(link.name for link in found)) if sure else ()
+
+
+def merged(devices: Iterable[str]) -> str:
+    """Why a tunnel's device needs not look, for people."""
+    return f"what comes out of the tunnel has been put together at {', '.join(devices)}"
 
 
 class _View:
