@@ -167,6 +167,17 @@ def the_cluster_is_told(filtered: Filtered) -> None:
     )
     assert "strangers   best-effort   1          1        0" in shown.stdout, shown
     assert shown.returncode == 0
+    answers = {
+        ("--device=eth*", "--node=n1"): f"{STRANGER}: dropped on eth0 of 1 node (n1): by 198.51.100.0/24 of "
+        "NetloomPrefilter strangers (kube-system/drop:list)\n",
+        ("--device=eth7",): f"{STRANGER}: passes on eth7 of 1 node (n1): no NetloomPrefilter is meant for that\n",
+        ("--node=n9",): "",
+    }
+    for flags, answer in answers.items():
+        words = [NETLOOM, "prefilter", "test", STRANGER, *flags, f"--kubeconfig={kubeconfig}"]
+        asked = subprocess.run(words, capture_output=True, text=True)
+        assert asked.stdout == answer, asked
+        assert answer or "no node of Netloom's is named n9" in asked.stderr, asked
     problems = subprocess.run([NETLOOM, "status", f"--kubeconfig={kubeconfig}"], capture_output=True, text=True).stdout
     assert "NetloomPrefilter strangers: Whole=False BadLines: on n1: kube-system/drop:list: 1 line" in problems
 

@@ -217,8 +217,8 @@ async def test_what_is_in_the_kernel_is_told_by_prefilter_and_device(setting: Se
     await setting.have(prefilter("a", deny_cidrs=("198.51.100.0/24",)), prefilter("b", deny_cidrs=("198.51.100.0/24",)))
     status = setting.feature.status()
     assert status is not None
-    assert [(each.name, each.mode, each.error) for each in status.devices] == [
-        ("eth0", "generic", "the driver has no native mode.")
+    assert [(each.name, each.mode, each.error, each.main) for each in status.devices] == [
+        ("eth0", "generic", "the driver has no native mode.", True)
     ]
     assert [(each.name, each.generation, each.ipv4_entries, each.packets, each.bytes) for each in status.filters] == [
         ("a", 3, 1, 12, 720),

@@ -245,11 +245,13 @@ class NodeIPAMStatus(Struct, frozen=True):
 
 
 class FilteredDevice(Struct, frozen=True):
-    """status.prefilter.devices[] of a NetloomNode: `mode` in which it runs there, "" where it does not."""
+    """status.prefilter.devices[] of a NetloomNode: `mode` in which it runs there, "" where it does not. main: whether
+    prefilters mean it that name no devices."""
 
     name: str
     mode: str = ""
     error: str = ""
+    main: bool = False
 
 
 class NodeFilter(Struct, frozen=True):

@@ -1,6 +1,6 @@
 """What `netloom prefilter` prints."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,6 +20,7 @@ from netloom.api.v1alpha1 import (
     NodeFilter,
 )
 from netloom.cidr import Address, CidrError, Version, addresses_in, parse_address
+from netloom.cli.prefilter_places import Extent, Place, places
 from netloom.cli.status_text import aligned, safe
 from netloom.prefilter.guarding import Lifeline, lifelines_of
 from netloom.prefilter.lists import ParsedList, parse_list
@@ -30,7 +31,6 @@ from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, NotFound
 from netloom_reconcilers.node.known.peers import pods_of
 from netloom_reconcilers.node.prefilter.config_maps import CONFIG_MAPS, read
-from netloom_reconcilers.node.prefilter.selection import selecting
 
 _NAMED = 8
 
@@ -56,10 +56,14 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class AddressVerdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What becomes of packets on some nodes. entry: that decides, "" where none holds the address; lists: in which it
-    is; withheld: longer or equal entries that nodes would not have active, each with the reason."""
+    """What becomes of packets on some devices of some nodes. prefilters: that decide there. entry: that decides, ""
+    where none holds the address; lists: in which it is; withheld: longer or equal entries that nodes would not have
+    active, each with the reason. failing: nodes where it is not so, each with the reason."""
 
     nodes: tuple[str, ...]
+    devices: tuple[str, ...] = ()
+    extent: Extent = Extent.EVERY
+    prefilters: tuple[str, ...] = ()
     dropped: bool
     entry: str = ""
     prefilter: str = ""
@@ -148,8 +152,11 @@ def table(found: Sequence[Shown]) -> Iterator[str]:
         yield from (f"{each.name}: {safe(problem)}" for problem in each.problems)
 
 
-async def look_up(kubeconfig: str | None, context: str | None, text: str) -> AddressAnswer:
-    """What becomes of packets from the address. Raises UserError."""
+async def look_up(
+    kubeconfig: str | None, context: str | None, text: str, on: Collection[str] = (), devices: Collection[str] = ()
+) -> AddressAnswer:
+    """What becomes of packets from the address. on, devices: names of nodes and names or patterns of devices that are
+    of interest alone; none: all are. Raises UserError."""
     try:
         address = parse_address(text)
     except CidrError as error:
@@ -165,10 +172,11 @@ async def look_up(kubeconfig: str | None, context: str | None, text: str) -> Add
         except ApiError as error:
             raise _unreadable(error) from error
     network = next((each for each in networks if each.metadata.name == NETWORK_NAME), None)
-    takers = [each for each in nodes if takes_part(each, network)]
-    return AddressAnswer(
-        address=text, verdicts=tuple(verdicts(address, objects, takers, netloom_nodes, lists)), unread=tuple(unread)
-    )
+    takers = [each for each in nodes if takes_part(each, network) and (not on or each.metadata.name in on)]
+    if absent := sorted(set(on) - {each.metadata.name for each in takers}):
+        raise UserError(f"no node of Netloom's is named {' or '.join(absent)}: `kubectl get nln` lists them")
+    found = tuple(verdicts(address, objects, takers, netloom_nodes, lists, devices))
+    return AddressAnswer(address=text, verdicts=found, unread=tuple(unread))
 
 
 def _unreadable(error: ApiError) -> UserError:
@@ -219,25 +227,30 @@ def verdicts(
     nodes: Iterable[Node],
     netloom_nodes: Sequence[NetloomNode],
     lists: Lists,
+    asked: Collection[str] = (),
 ) -> Iterator[AddressVerdict]:
-    """By nodes that the same prefilters select. Pure."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for node in nodes:
-        names = tuple(each.metadata.name for each in selecting(objects, node.metadata.labels))
-        groups.setdefault(names, []).append(node.metadata.name)
+    """By the prefilters that decide, and the devices on which they do. asked: of which devices alone. Pure."""
+    groups: dict[tuple[tuple[str, ...], Extent, tuple[str, ...]], list[Place]] = {}
+    for place in places(objects, nodes, netloom_nodes, asked):
+        groups.setdefault((place.names, place.extent, place.devices), []).append(place)
     by_name = {each.metadata.name: each for each in objects}
-    failing = {
-        (each.name, node.metadata.name): each.error for node in netloom_nodes for each in _filters(node) if each.error
-    }
     lifelines = lifelines_of(
         peers=[(a, n.metadata.name) for n in netloom_nodes for a in addresses_in(each.ip for each in n.spec.addresses)],
         pods=[(cidr, node.metadata.name) for node in netloom_nodes for cidr in pods_of(node)[0]],
     )
-    for names, members in sorted(groups.items()):
-        filters = [_filter(by_name[name], lists, address) for name in names]
-        found = _verdict(address, filters, lifelines)
-        said = [f"{node}: {failing[name, node]}" for name in names for node in members if (name, node) in failing]
-        yield msgspec.structs.replace(found, nodes=tuple(sorted(members)), failing=tuple(dict.fromkeys(said)))
+    known: dict[tuple[str, ...], AddressVerdict] = {}
+    for (names, extent, devices), members in sorted(groups.items(), key=lambda group: group[0]):
+        if names not in known:
+            known[names] = _verdict(address, [_filter(by_name[name], lists, address) for name in names], lifelines)
+        said = sorted(f"{place.node}: {each}" for place in members for each in place.amiss)
+        yield msgspec.structs.replace(
+            known[names],
+            nodes=tuple(sorted(place.node for place in members)),
+            devices=devices,
+            extent=extent,
+            prefilters=names,
+            failing=tuple(said),
+        )
 
 
 def _filter(prefilter: NetloomPrefilter, lists: Lists, address: Address) -> Filter:
@@ -286,18 +299,24 @@ def _verdict(address: Address, filters: Sequence[Filter], lifelines: Sequence[Li
 def told(found: AddressAnswer) -> Iterator[str]:
     """As lines."""
     if not found.verdicts:
-        yield "there is no node"
+        yield "there is no such node or device"
     for each in found.verdicts:
-        what = "dropped" if each.dropped else "passes"
-        more = f" and {len(each.nodes) - _NAMED} more" if len(each.nodes) > _NAMED else ""
-        on = f"on {len(each.nodes)} node{'s' if each.nodes[1:] else ''} ({', '.join(each.nodes[:_NAMED])}{more})"
         kind = "" if each.dropped else "the exception "
-        why = (
-            f"by {kind}{each.entry} of NetloomPrefilter {each.prefilter} ({', '.join(each.lists)})"
-            if each.entry
-            else "no entry holds it"
-        )
-        yield safe(f"{found.address}: {what} {on}: {why}")
+        why = "no entry holds it" if each.prefilters else "no NetloomPrefilter is meant for that"
+        if each.entry:
+            why = f"by {kind}{each.entry} of NetloomPrefilter {each.prefilter} ({', '.join(each.lists)})"
+        yield safe(f"{found.address}: {'dropped' if each.dropped else 'passes'} on {_where(each)}: {why}")
         yield from (safe(f"  not active: {held}") for held in each.withheld)
         yield from (safe(f"  not everywhere: on {failing}") for failing in each.failing[:_NAMED])
     yield from (safe(f"not looked at: {each}") for each in found.unread)
+
+
+def _where(found: AddressVerdict) -> str:
+    nodes = f"{len(found.nodes)} node{'s' if found.nodes[1:] else ''} ({_some(found.nodes)})"
+    if found.extent == Extent.UNTOLD:
+        return f"{nodes}, which {'have' if found.nodes[1:] else 'has'} not said on which devices"
+    return f"{_some(found.devices) if found.devices else 'every device'} of {nodes}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")

@@ -29,10 +29,17 @@ def status(*, cluster: Cluster, output: Output = "text") -> None:
 def look_up(
     address: Annotated[str, typer.Argument(metavar="ADDRESS", help="The source of the packets, IPv4 or IPv6.")],
     *,
+    node: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Of this one alone. May be given several times.")
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="On this one alone, or those of a pattern. May be given several times."),
+    ] = None,
     cluster: Cluster,
     output: Output = "text",
 ) -> None:
-    """Say which entry decides about packets from an address, and on which nodes they are dropped.
+    """Say which entry decides about packets from an address, and on which devices of which nodes they are dropped.
 
     From the objects: the prefilters, their lists, and how the nodes say that they fare.
     """
@@ -40,5 +47,5 @@ def look_up(
     from netloom.runtime import log, loop
 
     log.configure("auto", "error")
-    found = loop.run(view.look_up(cluster.kubeconfig, cluster.context, address))
+    found = loop.run(view.look_up(cluster.kubeconfig, cluster.context, address, node or (), device or ()))
     show(output, found, lambda found: typer.echo("\n".join(view.told(found))))

@@ -1,5 +1,7 @@
 """What `netloom prefilter` says, from objects."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from netloom.api.core import Node
@@ -22,6 +24,7 @@ from netloom.cidr import parse_address
 from netloom.cli.prefilter_report import AddressAnswer, shown, table, told, verdicts
 from netloom.prefilter.lists import parse_list
 
+NAMES = ("n1", "n2", "n3")
 EDGE = LabelSelector(match_labels={"edge": "true"})
 LIST = ListReference(name="drop")
 LISTS = {LIST: {"x/drop:list": parse_list("198.51.100.0/24\n198.51.100.7\n10.0.0.0/8")}}
@@ -34,14 +37,14 @@ PREFILTERS = [
 ]
 
 
-DEVICES = (FilteredDevice("eth0", "generic"),)
+DEVICES = (FilteredDevice("eth0", "generic", main=True),)
 
 
-def node(name: str, address: str, *filters: NodeFilter) -> NetloomNode:
+def node(name: str, address: str, *filters: NodeFilter, devices: tuple[FilteredDevice, ...] = DEVICES) -> NetloomNode:
     return NetloomNode(
         metadata=ObjectMeta(name=name),
         spec=NetloomNodeSpec(addresses=(Address(type="InternalIP", ip=address),)),
-        status=NetloomNodeStatus(prefilter=NodePrefilter(DEVICES, filters) if filters else None),
+        status=NetloomNodeStatus(prefilter=NodePrefilter(devices, filters) if filters else None),
     )
 
 
@@ -51,37 +54,90 @@ NODES = [
     Node(metadata=ObjectMeta(name="n3")),
 ]
 NETLOOM_NODES = [
-    node("n1", "10.1.0.1", NodeFilter("own", packets=5)),
-    node("n2", "10.1.0.2", NodeFilter("own", packets=7, error="eth0: no.")),
+    node("n1", "10.1.0.1", NodeFilter("bogons"), NodeFilter("own", packets=5)),
+    node("n2", "10.1.0.2", NodeFilter("bogons"), NodeFilter("own", packets=7, error="eth0: no.")),
     node("n3", "10.1.0.3"),
 ]
 
 
-def said(address: str) -> list[str]:
-    found = tuple(verdicts(parse_address(address), PREFILTERS, NODES, NETLOOM_NODES, LISTS))
+def said(
+    address: str,
+    objects: Sequence[NetloomPrefilter] = PREFILTERS,
+    netloom_nodes: Sequence[NetloomNode] = NETLOOM_NODES,
+    *devices: str,
+) -> list[str]:
+    found = tuple(verdicts(parse_address(address), objects, NODES, netloom_nodes, LISTS, devices))
     return list(told(AddressAnswer(address=address, verdicts=found)))
 
 
-def test_the_entry_that_decides_is_named_with_its_list_and_nodes() -> None:
+def test_the_entry_that_decides_is_named_with_its_list_devices_and_nodes() -> None:
     assert said("198.51.100.7") == [
-        "198.51.100.7: dropped on 2 nodes (n1, n2): by 198.51.100.7/32 of NetloomPrefilter bogons (x/drop:list)",
+        "198.51.100.7: dropped on eth0 of 2 nodes (n1, n2): by 198.51.100.7/32 of NetloomPrefilter bogons "
+        "(x/drop:list)",
         "  not everywhere: on n2: eth0: no.",
-        "198.51.100.7: dropped on 1 node (n3): by 198.51.100.0/24 of NetloomPrefilter own (spec.denyCIDRs)",
+        "198.51.100.7: dropped on 1 node (n3), which has not said on which devices: by 198.51.100.0/24 of "
+        "NetloomPrefilter own (spec.denyCIDRs)",
     ]
 
 
 def test_an_exception_and_what_none_holds() -> None:
     assert said("198.51.100.8")[0] == (
-        "198.51.100.8: passes on 2 nodes (n1, n2): by the exception 198.51.100.8/32 of NetloomPrefilter bogons "
+        "198.51.100.8: passes on eth0 of 2 nodes (n1, n2): by the exception 198.51.100.8/32 of NetloomPrefilter bogons "
         "(spec.allowCIDRs)"
     )
-    assert said("2001:db8::1")[-1] == "2001:db8::1: passes on 1 node (n3): no entry holds it"
+    assert said("2001:db8::1")[-1] == (
+        "2001:db8::1: passes on 1 node (n3), which has not said on which devices: no entry holds it"
+    )
+    assert said("2001:db8::1", []) == [
+        "2001:db8::1: passes on every device of 3 nodes (n1, n2, n3): no NetloomPrefilter is meant for that"
+    ]
 
 
 def test_what_would_cut_nodes_off_is_not_active() -> None:
     assert said("10.9.9.9")[:2] == [
-        "10.9.9.9: passes on 2 nodes (n1, n2): no entry holds it",
+        "10.9.9.9: passes on eth0 of 2 nodes (n1, n2): no entry holds it",
         "  not active: 10.0.0.0/8 of NetloomPrefilter bogons: it holds 10.1.0.1, an address of node n1",
+    ]
+
+
+def test_each_device_is_told_of_by_the_prefilters_that_are_meant_for_it() -> None:
+    """By names, patterns and what is left out, and where none is named those by which the node is known."""
+    specs = {
+        "inner": PrefilterSpec(devices=("vlan*", "!vlan9"), allow_cidrs=("198.51.100.7/32",)),
+        "nowhere": PrefilterSpec(devices=("ppp*",), deny_cidrs=("198.51.100.7/32",)),
+        "outer": PrefilterSpec(deny_cidrs=("198.51.100.0/24",)),
+        "vlans": PrefilterSpec(devices=("vlan7", "eth1"), deny_cidrs=("198.51.100.0/24",)),
+    }
+    objects = [NetloomPrefilter(metadata=ObjectMeta(name=name), spec=spec) for name, spec in specs.items()]
+    devices = (
+        FilteredDevice("eth0", "native", main=True),
+        FilteredDevice("eth1", error="there is no device eth1"),
+        FilteredDevice("vlan7", "native"),
+    )
+    why = "spec.devices (ppp*) means no device of this node."
+    filters = (
+        NodeFilter("inner", generation=7),
+        NodeFilter("nowhere", error=why),
+        NodeFilter("outer"),
+        NodeFilter("vlans", error="eth1: there is no device eth1."),
+    )
+    nodes = [node(name, "10.1.0.1", *filters, devices=devices) for name in ("n1", "n2", "n3")]
+    assert said("198.51.100.7", objects, nodes) == [
+        "198.51.100.7: passes on vlan7 of 3 nodes (n1, n2, n3): by the exception 198.51.100.7/32 of NetloomPrefilter "
+        "inner (spec.allowCIDRs)",
+        *(f"  not everywhere: on {name}: it has not taken over NetloomPrefilter inner as it is now" for name in NAMES),
+        "198.51.100.7: dropped on eth0 of 3 nodes (n1, n2, n3): by 198.51.100.0/24 of NetloomPrefilter outer "
+        "(spec.denyCIDRs)",
+        "198.51.100.7: dropped on eth1 of 3 nodes (n1, n2, n3): by 198.51.100.0/24 of NetloomPrefilter vlans "
+        "(spec.denyCIDRs)",
+        *(f"  not everywhere: on {name}: eth1: there is no device eth1." for name in NAMES),
+    ]
+    (alone,) = said("198.51.100.7", objects, nodes, "eth0")
+    assert "dropped on eth0 of 3 nodes" in alone
+    assert len([each for each in said("198.51.100.7", objects, nodes, "eth*") if "198.51.100.7:" in each]) == 2
+    assert said("198.51.100.7", objects, nodes, "wlan0")[:2] == [
+        "198.51.100.7: passes on wlan0 of 3 nodes (n1, n2, n3): no NetloomPrefilter is meant for that",
+        f"  not everywhere: on n1: NetloomPrefilter nowhere: {why}",
     ]
 
 

@@ -76,6 +76,7 @@ class PrefilterFeature(NodeFeature):
         self._rules: list[NodeRules] = []
         """Of each group of prefilters that decide together."""
         self._shares: Mapping[str, Share] = {}
+        self._main: tuple[str, ...] = ()
         self._inline: dict[tuple[str, ...], ParsedList] = {}
         self._lifelines: tuple[Lifeline, ...] = ()
         self._around: object = None
@@ -148,7 +149,7 @@ class PrefilterFeature(NodeFeature):
             dropped = self.keeper.dropped() if self.told else {}
         except OSError:
             dropped = {}  # the kernel's side says what is wrong
-        return telling.status_of(self.told, self._shares, self.keeper.report, dropped)
+        return telling.status_of(self.told, self._shares, self.keeper.report, dropped, self._main)
 
     def facts(self) -> dict[str, object]:
         """What is dropped, and where; nothing where nothing is."""
@@ -276,6 +277,7 @@ class PrefilterFeature(NodeFeature):
             self._given = desired
         # Only now: what is told of it is in the kernel.
         self._applied, self.told, self._shares = True, told, telling.shares_of([each.shares for each in self._rules])
+        self._main = machine.main
         self.context.changed()
         if not selected:
             await self.surroundings.leave()

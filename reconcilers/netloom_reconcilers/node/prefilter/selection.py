@@ -54,11 +54,12 @@ def devices_of(patterns: Sequence[str], machine: Machine) -> tuple[str, ...]:
     unwanted = [each[1:] for each in patterns if each.startswith("!")]
     found = set() if wanted else set(machine.main)
     for each in wanted:
-        found.update([name for name in machine.names if fnmatchcase(name, each)] if _is_pattern(each) else [each])
+        found.update([name for name in machine.names if fnmatchcase(name, each)] if is_pattern(each) else [each])
     return tuple(sorted(name for name in found if not any(fnmatchcase(name, each) for each in unwanted)))
 
 
-def _is_pattern(text: str) -> bool:
+def is_pattern(text: str) -> bool:
+    """Whether it may mean several devices."""
     return any(each in text for each in "*?[")
 
 

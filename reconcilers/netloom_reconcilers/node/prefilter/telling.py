@@ -42,11 +42,15 @@ def shares_of(groups: Sequence[Mapping[str, Share]]) -> Mapping[str, Share]:
 
 
 def status_of(
-    filters: Sequence[Told], shares: Mapping[str, Share], report: PrefilterReport, dropped: Mapping[str, Dropped]
+    filters: Sequence[Told],
+    shares: Mapping[str, Share],
+    report: PrefilterReport,
+    dropped: Mapping[str, Dropped],
+    main: Collection[str] = (),
 ) -> NodePrefilter:
-    """For the node's object."""
+    """For the node's object. main: devices that are meant where none is named."""
     devices = tuple(
-        FilteredDevice(name=each.name, mode=each.mode, error=(each.error or each.note)[:LONGEST])
+        FilteredDevice(each.name, each.mode, (each.error or each.note)[:LONGEST], each.name in main)
         for each in report.devices
     )
     return NodePrefilter(devices, tuple(_filter(each, shares.get(each.name), report, dropped) for each in filters))

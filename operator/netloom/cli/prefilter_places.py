@@ -1,0 +1,100 @@
+"""On which devices of which nodes which prefilters decide, by what nodes say of themselves. Pure.
+
+Prefilters choose devices by names and patterns, or mean those by which a node is known: of a node that has said which
+devices these are, the same is made of it here as its agent makes of it.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from netloom.api.core import Node
+from netloom.api.v1alpha1 import FilteredDevice, NetloomNode, NetloomPrefilter, NodeFilter, NodePrefilter
+from netloom_reconcilers.node.prefilter.selection import Machine, devices_of, is_pattern, selecting
+
+
+class Extent(StrEnum):
+    """Which devices of a node are spoken of: some, by their names; those that it has not told yet; or every one."""
+
+    NAMED = "named"
+    UNTOLD = "untold"
+    EVERY = "every"
+
+
+class Place(NamedTuple):
+    """Devices of a node on which the same prefilters decide. names: of these, in order; devices: where the extent is
+    NAMED. amiss: why it is not so there yet, as sentences."""
+
+    node: str
+    names: tuple[str, ...]
+    devices: tuple[str, ...]
+    extent: Extent
+    amiss: tuple[str, ...] = ()
+
+
+def places(
+    objects: Sequence[NetloomPrefilter],
+    nodes: Iterable[Node],
+    netloom_nodes: Iterable[NetloomNode],
+    asked: Collection[str] = (),
+) -> Iterator[Place]:
+    """Of these nodes. asked: names or patterns of the only devices that are of interest; none: all are."""
+    said = {each.metadata.name: each.status.prefilter for each in netloom_nodes}
+    for node in nodes:
+        selected = selecting(objects, node.metadata.labels)
+        yield from _of_node(node.metadata.name, selected, said.get(node.metadata.name), asked)
+
+
+def _of_node(
+    node: str, selected: Sequence[NetloomPrefilter], said: NodePrefilter | None, asked: Collection[str]
+) -> Iterator[Place]:
+    devices = {each.name: each for each in said.devices} if said is not None else {}
+    filters = {each.name: each for each in said.filters} if said is not None else {}
+    machine = Machine(tuple(devices), tuple(name for name, each in devices.items() if each.main))
+    meant: dict[str, list[NetloomPrefilter]] = {}
+    untold: list[str] = []
+    nowhere: list[str] = []
+    for each in selected:
+        name = each.metadata.name
+        found = [one for one in devices_of(each.spec.devices, machine) if one in devices] if name in filters else []
+        for one in found:
+            meant.setdefault(one, []).append(each)
+        if not found and name in filters and filters[name].error:
+            nowhere.append(f"NetloomPrefilter {name}: {filters[name].error}")
+        elif not found:
+            untold.append(name)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for one in meant:
+        if not asked or any(fnmatchcase(one, each) for each in asked):
+            groups.setdefault(tuple(each.metadata.name for each in meant[one]), []).append(one)
+    for names, members in groups.items():
+        deciding = [each for each in meant[members[0]] if each.metadata.name in names]
+        amiss = tuple(_amiss(deciding, filters, [devices[one] for one in members], devices.values()))
+        yield Place(node, names, tuple(sorted(members)), Extent.NAMED, amiss)
+    if untold:
+        yield Place(node, tuple(untold), (), Extent.UNTOLD)
+    elif others := tuple(sorted({each for each in asked if not is_pattern(each)} - meant.keys())):
+        yield Place(node, (), others, Extent.NAMED, tuple(nowhere))
+    elif not meant:
+        yield Place(node, (), (), Extent.EVERY, tuple(nowhere))
+
+
+def _amiss(
+    deciding: Iterable[NetloomPrefilter],
+    filters: dict[str, NodeFilter],
+    here: Sequence[FilteredDevice],
+    devices: Iterable[FilteredDevice],
+) -> Iterator[str]:
+    """Why what these say is not so on these devices. What a node says of a prefilter may be of its other devices."""
+    known = {each.name for each in here}
+    for each in deciding:
+        said = filters[each.metadata.name]
+        error = said.error
+        for other in devices:
+            if other.name not in known and not other.mode and other.error:
+                error = error.replace(f"{other.name}: {other.error}{'' if other.error.endswith('.') else '.'}", "")
+        if error.strip():
+            yield " ".join(error.split())
+        elif said.generation != each.metadata.generation:
+            yield f"it has not taken over NetloomPrefilter {each.metadata.name} as it is now"
