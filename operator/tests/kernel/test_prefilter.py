@@ -1,6 +1,7 @@
 """The prefilter's life on a node: it comes, is changed, outlives its agents, is put back, and leaves nothing."""
 
 import contextlib
+import errno
 import os
 import struct
 import subprocess
@@ -11,10 +12,11 @@ import pytest
 from msgspec.structs import replace
 
 from netloom.kernel.netlink import wire
-from netloom.kernel.prefilter import bpf, compiler
+from netloom.kernel.netlink.sockets import KernelRefusal
+from netloom.kernel.prefilter import bpf, compiler, drivers
 from netloom.kernel.prefilter.attachments import obstacle, steps_to
 from netloom.kernel.prefilter.compiler import Compiled
-from netloom.kernel.prefilter.links import read_xdp_link
+from netloom.kernel.prefilter.links import BONDING, FEATURES, XdpLink, read_xdp_link
 from netloom.kernel.prefilter.prefiltering import DeviceReport, DeviceWish, Mode, Prefiltering
 from tests.kernel.netns import Lab, Namespace
 from tests.kernel.prefilters import (
@@ -95,7 +97,7 @@ print(*sorted(name for name in sys.modules if name.startswith("netloom.kernel.pr
     place = {"PYTHONPATH": ":".join(sys.path), "PATH": os.environ["PATH"]}
     done = subprocess.run([sys.executable, "-c", program], env=place, capture_output=True, text=True, check=True)
     prefix = "netloom.kernel.prefilter"
-    loaded = ("attachments", "devices_part", "filter_part", "keeper", "links", "prefiltering")
+    loaded = ("attachments", "devices_part", "drivers", "filter_part", "keeper", "links", "prefiltering")
     assert done.stdout.split() == [f"{prefix}.{name}" for name in loaded]
 
 
@@ -221,6 +223,92 @@ async def test_native_where_the_driver_can_and_generic_where_that_will_do(filter
     assert filtered.programs() == {"eth0": GENERIC, "lo": GENERIC}
     await keeper.apply(wanted(RULES, "eth0", mode=Mode.NATIVE))
     assert filtered.programs() == {"eth0": NATIVE}
+
+
+def of_one_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on programs take frames of one buffer alone: a veth whose peer has larger ones refuses them."""
+    now = compiler.instructions
+    monkeypatch.setattr(compiler, "instructions", lambda cache: replace(now(cache), multi_buffer="00" * 8))
+
+
+async def test_generic_mode_becomes_native_when_the_driver_may_take_it(
+    filtered: Filtered, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_one_buffer(monkeypatch)
+    node, far = filtered.place, lab.namespace("far")
+    lab.wire(node, "wire0", far, "wire1")
+    far.ip("link set wire1 mtu 9000")
+    keeper = await filtered.agent(running=True)
+    report = await keeper.apply(wanted(RULES, "wire0"))
+    assert (report.in_sync, filtered.programs()) == (True, {"wire0": GENERIC})
+    assert "ERANGE" in report.devices[0].note
+    with contextlib.closing(Receiver(node, "wire0", far, "wire1")) as receiver:
+        assert not await receiver.passes(BAD)
+        node.ip("link set wire0 mtu 1400")
+        await eventually(lambda: keeper.report.written["newlink"] == 5)
+        assert filtered.programs() == {"wire0": GENERIC}, "it was asked, refused, and what ran was put back"
+        far.ip("link set wire1 mtu 1500")
+        node.ip("link set wire0 mtu 1500")
+        await eventually(lambda: filtered.programs() == {"wire0": NATIVE} and not keeper.report.devices[0].note)
+        assert not await receiver.passes(BAD)
+    await eventually(lambda: keeper.report.in_sync)
+    assert (keeper.report.repaired, keeper.report.devices[0].mode) == (0, "native")
+
+
+async def test_a_driver_is_not_asked_for_ever(filtered: Filtered, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time costs the frames of a moment. A bridge never takes it: the size of its frames is no reason to ask."""
+    monkeypatch.setattr(drivers, "MOST_ASKED", 2)
+    of_one_buffer(monkeypatch)
+    node, far = filtered.place, lab.namespace("far")
+    lab.wire(node, "wire0", far, "wire1", "link add bridge0 type bridge")
+    far.ip("link set wire1 mtu 9000")
+    keeper = await filtered.agent(running=True)
+    await keeper.apply(wanted(RULES, "bridge0", "wire0"))
+    both = {"bridge0": GENERIC, "wire0": GENERIC}
+    assert (filtered.programs(), keeper.report.written["newlink"]) == (both, 4)
+    for turn, written in enumerate((7, 10, 10, 10)):
+        node.batch([f"link set {name} mtu {1400 - turn}" for name in both])
+        await eventually(lambda written=written: keeper.report.written["newlink"] == written)
+    report = await keeper.apply(wanted(RULES, "bridge0", "wire0", "eth0"))  # what was told before that is done
+    assert filtered.programs() == {**both, "eth0": NATIVE}
+    assert (report.in_sync, report.written["newlink"]) == (True, 11)
+    assert "ENOTSUP" in report.devices[0].note
+
+
+def test_a_bond_may_take_what_it_refused_when_its_options_are_others() -> None:
+    def told(event: int) -> XdpLink:
+        attributes = (
+            wire.attribute(3, b"bond0\0") + wire.attribute(43, b"") + wire.attribute(44, struct.pack("=I", event))
+        )
+        message = struct.pack("=BxHiII", 0, 1, 7, 0, 0) + attributes
+        link = read_xdp_link(message, 0, len(message))
+        assert link is not None
+        return link
+
+    known = drivers.Drivers()
+    for event, code, worth_it in (
+        (FEATURES, errno.EOPNOTSUPP, False),
+        (BONDING, errno.EOPNOTSUPP, True),
+        (FEATURES, errno.ENOSPC, True),
+    ):
+        known.refused(7, KernelRefusal(code))
+        known.changed(told(event))
+        assert known.may_take(7) == worth_it, (event, code)
+
+
+async def test_what_runs_runs_on_where_the_driver_refuses_the_mode_that_is_asked_for_then(filtered: Filtered) -> None:
+    node = filtered.place
+    node.batch(["link add bridge0 type bridge", "link set bridge0 up"])
+    keeper = await filtered.agent()
+    await keeper.apply(wanted(RULES, "bridge0"))
+    report = await keeper.apply(wanted(RULES, "bridge0", mode=Mode.NATIVE))
+    assert filtered.programs() == {"bridge0": GENERIC}
+    assert not report.in_sync
+    (device,) = report.devices
+    assert device.mode == "generic"
+    assert "the driver of bridge0 does not take the prefilter in native mode (ENOTSUP" in device.error
+    report = await keeper.apply(wanted(RULES, "bridge0", mode=Mode.GENERIC))
+    assert (report.in_sync, report.devices[0].error) == (True, "")
 
 
 async def test_a_device_without_ethernet_headers_is_refused_in_words(filtered: Filtered) -> None:

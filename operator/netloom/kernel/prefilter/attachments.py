@@ -21,18 +21,23 @@ class Step(msgspec.Struct, frozen=True):
         return f"link set {self.link.name} {hook} " + ("off" if self.detach else "pinned netloom")
 
 
-def steps_to(link: XdpLink, wish: DeviceWish | None, ours: Iterable[int], program: int) -> list[Step]:
-    """What is to be done about a device, in this order; nothing, where somebody else's program is in the way.
+def steps_to(
+    link: XdpLink, wish: DeviceWish | None, ours: Iterable[int], program: int, *, better: bool = False
+) -> list[Step]:
+    """What is to be done about a device, in this order and at once; nothing, where somebody else's program is in the
+    way.
 
     ours: the ids of all programs of the prefilter's; program: of the one that is wanted, 0 where there is none: what
-    is attached stays, then.
+    is attached stays, then. better: generic mode is to become native where that is liked best.
     """
     mine = [(mode, identity) for mode, identity in link.programs if identity in ours]
     if wish is None:
         return [Step(link, mode, identity, detach=True) for mode, identity in mine]
     if not program or foreign(link, ours) or not link.ethernet:
         return []
-    right = [(mode, identity) for mode, identity in mine if wish.mode in (mode, Mode.BEST_EFFORT)]
+    kept = (Mode.NATIVE,) if better else (Mode.NATIVE, Mode.GENERIC)
+    modes = kept if wish.mode == Mode.BEST_EFFORT else (wish.mode,)
+    right = [(mode, identity) for mode, identity in mine if mode in modes]
     if right:
         mode, identity = right[0]
         return [] if identity == program else [Step(link, mode, identity)]

@@ -1,7 +1,7 @@
 """The devices that the program is attached to, as a part: each on its own, none stops another."""
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 from msgspec.structs import replace
@@ -12,8 +12,9 @@ from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.sockets import CommandSocket, KernelRefusal, read_all
 from netloom.kernel.ownership import PREFILTER
 from netloom.kernel.prefilter.attachments import Step, foreign, obstacle, steps_to
+from netloom.kernel.prefilter.drivers import Drivers
 from netloom.kernel.prefilter.filter_part import FilterPart
-from netloom.kernel.prefilter.links import XdpLink, attach, dump_links, read_xdp_link
+from netloom.kernel.prefilter.links import BONDING, FEATURES, XdpLink, attach, dump_links, read_xdp_link
 from netloom.kernel.prefilter.prefiltering import DeviceReport, DeviceWish, Mode, Prefiltering
 
 log = structlog.get_logger(__name__)
@@ -39,8 +40,7 @@ class DevicesPart(Part[Prefiltering]):
         self._links: dict[int, XdpLink] = {}
         self._names: dict[int, str] = {}
         """Of somebody else's programs, by id."""
-        self._fallbacks: dict[tuple[int, str], str] = {}
-        """By ifindex and name, why a device is not filtered in native mode."""
+        self._drivers = Drivers()
         self._stale = True
         self._new: set[str] = set()
         """Devices that came after what was said of others of that name, or whose MTU is another since: a driver may
@@ -64,6 +64,10 @@ class DevicesPart(Part[Prefiltering]):
         retries.forget([_item(name) for name, wish in wishes.items() if self._wishes.get(name) != wish])
         if wishes.keys() - self._wishes.keys() and not self._links:
             self._stale = True
+        for each in self._links.values():
+            before, wish = self._wishes.get(each.name), wishes.get(each.name)
+            if before is not None and wish is not None and before.mode != wish.mode:
+                self._drivers.wished(each.ifindex)
         self._wishes = wishes
         self.due = True
 
@@ -76,19 +80,26 @@ class DevicesPart(Part[Prefiltering]):
         if link is None:
             return
         before = self._links.get(link.ifindex)
-        if before is None or before.mtu != link.mtu:
-            self._new.add(link.name)
+        self._compare(before, link)
         if kind == wire.RTM_DELLINK:
             self._links.pop(link.ifindex, None)
             self._done.pop(link.ifindex, None)
-            self._fallbacks.pop((link.ifindex, link.name), None)
+            self._drivers.forget(link.ifindex)
         else:
-            self._links[link.ifindex] = link
+            self._links[link.ifindex] = link = replace(link, event=0)
             done = self._done.get(link.ifindex)
             if done is not None and done != link.programs:
                 del self._done[link.ifindex]
                 self._drifted.append(link.name)
         self.due = self.due or before != self._links.get(link.ifindex)
+
+    def _compare(self, before: XdpLink | None, link: XdpLink) -> None:
+        """Whether a driver that refused may be of another mind."""
+        if before is None or before.mtu != link.mtu or link.event in (FEATURES, BONDING):
+            self._new.add(link.name)
+            if before is not None and link.name in self._wishes:
+                self._drivers.changed(link)
+                self.due = True
 
     def drifted(self) -> Iterable[tuple[Item, bool]]:
         """Devices whose program somebody took away or replaced."""
@@ -108,6 +119,9 @@ class DevicesPart(Part[Prefiltering]):
             self._links.clear()
             return False
         links = await worker.call(lambda commands: read_all(commands, dump_links(), read_xdp_link))
+        for each in links:
+            if each.ifindex in self._links:
+                self._compare(self._links[each.ifindex], each)
         self._links = {link.ifindex: link for link in links}
         for ifindex, done in list(self._done.items()):
             link = self._links.get(ifindex)
@@ -179,25 +193,44 @@ class DevicesPart(Part[Prefiltering]):
         other = foreign(link, ours)
         if other is not None and other[1] not in self._names:
             self._names[other[1]] = await worker.call(lambda _: self.filter.name_of(other[1]))
-        steps = steps_to(link, wish, ours, program)
-        for step in steps:
-            refusal = await self._done_by(worker, step)
-            if refusal is not None and _falls_back(step, wish, refusal):
-                self._fallbacks[link.ifindex, link.name] = str(refusal)
-                step = Step(link, Mode.GENERIC)
-                refusal = await self._done_by(worker, step)
-            if not self._note(link, step, refusal, outcome):
-                return
+        steps = steps_to(link, wish, ours, program, better=self._drivers.may_take(link.ifindex))
+        if steps and (not await self._take(worker, link, wish, steps, outcome) or steps[0].detach):
+            return  # of two steps events tell one by one: only then it is seen whether it is done
         held = self._links.get(link.ifindex)
         if held is not None and program and not steps_to(held, wish, ours, program) and other is None:
             self._done[link.ifindex] = held.programs
             outcome.written.append(("xdp", [link.name]))
 
-    async def _done_by(self, worker: Worker, step: Step) -> KernelRefusal | None:
+    async def _take(
+        self, worker: Worker, link: XdpLink, wish: DeviceWish, steps: Sequence[Step], outcome: Outcome
+    ) -> bool:
+        """Whether the device is as it should be now. What ran in another mode runs on where the driver refuses."""
+        attached, known = steps[-1], self._drivers.why(link.ifindex)
+        stays = known is not None and steps[0].detach and not self._drivers.may_take(link.ifindex)
+        if stays and attached.mode == Mode.NATIVE:
+            return self._note(link, attached, known, outcome)
+        if steps[0].detach:
+            self._done.pop(link.ifindex, None)
+        refusal = await self._done_by(worker, *steps)
+        if refusal is not None and _is_the_drivers(attached, refusal):
+            self._drivers.refused(link.ifindex, refusal)
+            if wish.mode == Mode.BEST_EFFORT:
+                if steps[0].detach:
+                    return True
+                attached = Step(link, Mode.GENERIC)
+                refusal = await self._done_by(worker, attached)
+        elif refusal is None:
+            if attached.mode == Mode.NATIVE:
+                self._drivers.forget(link.ifindex)
+            for each in steps[:-1]:
+                self._took(link.ifindex, each)
+        return self._note(link, attached, refusal, outcome)
+
+    async def _done_by(self, worker: Worker, *steps: Step) -> KernelRefusal | None:
         """The kernel changes nothing about a device while one that stands on it has a program: ours is taken from there
         first, and comes back in the next pass. Frames pass the lower device before, where they are filtered."""
-        refusal = await worker.call(lambda commands: self._do(commands, step))
-        above = self._above(step.link) if refusal is not None and refusal.errno == errno.EEXIST else []
+        refusal = await worker.call(lambda commands: self._do(commands, *steps))
+        above = self._above(steps[-1].link) if refusal is not None and refusal.errno == errno.EEXIST else []
         for upper in above:
             if await worker.call(lambda commands, upper=upper: self._do(commands, upper)) is None:  # type: ignore[misc]
                 self._took(upper.link.ifindex, upper)
@@ -205,7 +238,7 @@ class DevicesPart(Part[Prefiltering]):
         if not above:
             return refusal
         self.due = True
-        return await worker.call(lambda commands: self._do(commands, step))
+        return await worker.call(lambda commands: self._do(commands, *steps))
 
     def _above(self, link: XdpLink) -> list[Step]:
         """What takes our programs from the devices that stand on this one."""
@@ -213,11 +246,22 @@ class DevicesPart(Part[Prefiltering]):
         uppers = [each for each in self._links.values() if each.below == link.ifindex or each.ifindex == link.master]
         return [step for each in uppers for step in steps_to(each, None, ours, 0)]
 
-    def _do(self, commands: CommandSocket, step: Step) -> KernelRefusal | None:
-        """In the thread."""
+    def _do(self, commands: CommandSocket, *steps: Step) -> KernelRefusal | None:
+        """In the thread. All of them in one request, as a device is without a filter between two: what was detached is
+        put back where the kernel refuses what was to take its place."""
+        before = steps[:-1]
+        refusals = commands.execute([self._message(each, at) for at, each in enumerate(steps)])
+        refusal = refusals.get(len(before))
+        if refusal is not None and before and not refusals.keys() & set(range(len(before))):
+            back = commands.execute([self._message(Step(each.link, each.mode), at) for at, each in enumerate(before)])
+            self._stale = self._stale or bool(back)
+            self.due = self.due or bool(back)
+        return refusal
+
+    def _message(self, step: Step, place: int) -> bytes:
         expected = self.filter.descriptor(step.expected) if step.expected else -1
         program = -1 if step.detach else self.filter.descriptor(self._program(step.link.name))
-        return commands.execute([attach(step.link.ifindex, step.mode, program, expected)]).get(0)
+        return attach(step.link.ifindex, step.mode, program, expected, sequence=place)
 
     def _note(self, link: XdpLink, step: Step, refusal: KernelRefusal | None, outcome: Outcome) -> bool:
         """What came of a step; whether it was done."""
@@ -256,7 +300,8 @@ class DevicesPart(Part[Prefiltering]):
             mode, program = running
         else:
             mode, program = "", other[1]
-        note = self._fallbacks.get((link.ifindex, link.name), "") if mode == Mode.GENERIC else ""
+        known = self._drivers.why(link.ifindex) if mode == Mode.GENERIC else None
+        note = str(known) if known is not None else ""
         if mode == Mode.GENERIC and wish.mode == Mode.BEST_EFFORT and not note:
             note = "it was attached so before"
         return DeviceReport(wish.name, link.ifindex, mode, program, error, note)
@@ -270,9 +315,9 @@ def _item(name: str) -> Item:
     return "xdp", name
 
 
-def _falls_back(step: Step, wish: DeviceWish, refusal: KernelRefusal) -> bool:
+def _is_the_drivers(step: Step, refusal: KernelRefusal) -> bool:
     native = step.mode == Mode.NATIVE and not step.detach and not step.expected
-    return native and wish.mode == Mode.BEST_EFFORT and refusal.errno not in _NOT_THE_DRIVERS
+    return native and refusal.errno not in _NOT_THE_DRIVERS
 
 
 def _sentence(step: Step, refusal: KernelRefusal) -> str:

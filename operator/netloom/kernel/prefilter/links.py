@@ -12,7 +12,7 @@ from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.messages import LinkMessage, encode
 
 _LINK = struct.Struct("=BxHiII")  # family, type, ifindex, flags, change
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINK_NETNSID, _IFLA_XDP = 3, 4, 5, 10, 37, 43
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINK_NETNSID, _IFLA_XDP, _IFLA_EVENT = 3, 4, 5, 10, 37, 43, 44
 _FD, _FLAGS, _EXPECTED_FD = 1, 3, 8
 _ATTACHED, _PROGRAM, _NESTED = 2, 4, 0x8000
 _PROGRAMS = {"native": 5, "generic": 6, "offloaded": 7}
@@ -20,6 +20,8 @@ _PROGRAMS = {"native": 5, "generic": 6, "offloaded": 7}
 _MODE_FLAGS = {"generic": 1 << 1, "native": 1 << 2}
 _REPLACE = 1 << 4
 """XDP_FLAGS_REPLACE: only if what is attached is what is expected to be."""
+FEATURES, BONDING = 2, 6
+"""IFLA_EVENT_FEATURES, IFLA_EVENT_BONDING_OPTIONS: why an event is sent."""
 _ETHERNET_TYPES = (1, 772)
 """ARPHRD_ETHER, ARPHRD_LOOPBACK: on others (tun, wireguard, ipip) frames begin with the IP header."""
 
@@ -27,7 +29,7 @@ _ETHERNET_TYPES = (1, 772)
 class XdpLink(msgspec.Struct, frozen=True):
     """A device. programs: ids of the XDP programs on it, by mode. ethernet: its frames begin with Ethernet's header.
     below: ifindex of the device that it stands on, as a VLAN does; master: of the bridge or bond that it is a port of;
-    0: none."""
+    0: none. event: why it is told of (FEATURES, BONDING); 0: of other reasons, or it was asked for."""
 
     ifindex: int
     name: str
@@ -36,6 +38,7 @@ class XdpLink(msgspec.Struct, frozen=True):
     programs: tuple[tuple[str, int], ...] = ()
     below: int = 0
     master: int = 0
+    event: int = 0
 
 
 def read_xdp_link(buffer: bytes, start: int, end: int) -> XdpLink | None:
@@ -54,6 +57,7 @@ def read_xdp_link(buffer: bytes, start: int, end: int) -> XdpLink | None:
         tuple(programs),
         0 if _IFLA_LINK_NETNSID in found else _number(found.get(_IFLA_LINK, b"")),
         _number(found.get(_IFLA_MASTER, b"")),
+        _number(found.get(_IFLA_EVENT, b"")),
     )
 
 
@@ -62,7 +66,7 @@ def dump_links() -> bytes:
     return encode(LinkMessage, wire.RTM_GETLINK, 0, {})
 
 
-def attach(ifindex: int, mode: str, program: int, expected: int = -1) -> bytes:
+def attach(ifindex: int, mode: str, program: int, expected: int = -1, *, sequence: int = 0) -> bytes:
     """Compare and swap: the program (descriptor; -1: none) in the place of the one that is expected (descriptor; -1:
     that there is none). The kernel refuses if another is there (EEXIST), or what was attached by other means (EBUSY).
     """
@@ -70,7 +74,7 @@ def attach(ifindex: int, mode: str, program: int, expected: int = -1) -> bytes:
     fields = ((_FD, "=i", program), (_FLAGS, "=I", flags), (_EXPECTED_FD, "=i", expected))
     nest = b"".join(wire.attribute(kind, struct.pack(layout, value)) for kind, layout, value in fields)
     body = _LINK.pack(0, 0, ifindex, 0, 0) + wire.attribute(_IFLA_XDP | _NESTED, nest)
-    return wire.HEADER.pack(wire.HEADER_SIZE + len(body), wire.RTM_NEWLINK, wire.REQUEST, 0, 0) + body
+    return wire.HEADER.pack(wire.HEADER_SIZE + len(body), wire.RTM_NEWLINK, wire.REQUEST, sequence, 0) + body
 
 
 def _number(value: bytes) -> int:
