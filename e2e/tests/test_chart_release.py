@@ -169,6 +169,13 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     plane.client.request("POST", PREFILTERS, PREFILTER)
     assert "agent.prefilter=false: NetloomPrefilter listed is there" in release.put("upgrade", "MTU=1300")
     assert release.network()["mtu"] == 0
+    # A rollback asks nobody: agents without the rights have what it takes to remove what is there.
+    assert release.helm("rollback").returncode == 0
+    agents = plane.client.request("GET", f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/netloom-agent")
+    pod = agents["spec"]["template"]["spec"]
+    (agent,) = [each for each in pod["containers"] if each["name"] == "agent"]
+    assert agent["securityContext"]["capabilities"]["add"] == ["NET_ADMIN"]
+    assert "/sys/fs/bpf" in [each["mountPath"] for each in agent["volumeMounts"]]
     plane.client.request("DELETE", f"{PREFILTERS}/listed")
     assert release.put("upgrade", "MTU=1400") == "", "and there is no Job this time: nobody would run it"
     assert release.network()["mtu"] == 1400

@@ -132,14 +132,14 @@ that was asked for would be done by then. */}}
 {{- end }}
 {{- end }}
 
-{{/* Agents without the rights for it cannot take away what drops packets on their nodes, nor see it. */}}
+{{/* Agents without the rights for it keep what drops packets on their nodes, and can do no more than remove it. */}}
 {{- define "netloom.validate.prefilter" -}}
 {{- if and .Release.IsUpgrade .Values.agent.enabled (not .Values.agent.prefilter) }}
 {{- with lookup "apps/v1" "DaemonSet" .Release.Namespace "netloom-agent" }}
-{{- range .spec.template.spec.volumes }}
-{{- if eq .name "bpffs" }}
+{{- range .spec.template.spec.containers }}
+{{- if has "BPF" (dig "securityContext" "capabilities" "add" list .) }}
 {{- with (lookup "netloom.dev/v1alpha1" "NetloomPrefilter" "" "").items }}
-{{- fail (printf "agent.prefilter=false: NetloomPrefilter %s is there, and without their rights agents could not take it off their nodes, which would go on dropping packets by it. Nothing was changed. Delete the NetloomPrefilters first (nodes follow in moments: netloom prefilter status), or keep agent.prefilter=true." (first .).metadata.name) }}
+{{- fail (printf "agent.prefilter=false: NetloomPrefilter %s is there, and without their rights agents could not follow it: their nodes would go on dropping packets by what it was. Nothing was changed. Delete the NetloomPrefilters first (nodes follow in moments: netloom prefilter status), or keep agent.prefilter=true." (first .).metadata.name) }}
 {{- end }}
 {{- end }}
 {{- end }}

@@ -261,6 +261,7 @@ class DevicesPart(Part[Prefiltering]):
     def _message(self, step: Step, place: int) -> bytes:
         expected = self.filter.descriptor(step.expected) if step.expected else -1
         program = -1 if step.detach else self.filter.descriptor(self._program(step.link.name))
+        assert program is not None, "one that is wanted is open"
         return attach(step.link.ifindex, step.mode, program, expected, sequence=place)
 
     def _note(self, link: XdpLink, step: Step, refusal: KernelRefusal | None, outcome: Outcome) -> bool:

@@ -69,7 +69,7 @@ class FilterPart(Part[Prefiltering]):
     @property
     def ours(self) -> set[int]:
         """Ids of our programs."""
-        return set(self.kernel.programs.open) if self.kernel is not None else set()
+        return {*self.kernel.programs.open, *self.kernel.programs.closed} if self.kernel is not None else set()
 
     def program_for(self, wish: DeviceWish) -> int:
         """The id of the one that is to run on a device, once it may; 0: there is none."""
@@ -78,10 +78,10 @@ class FilterPart(Part[Prefiltering]):
             return 0
         return self.kernel.programs.current.get(number, 0)
 
-    def descriptor(self, identity: int) -> int:
-        """Of one of our programs."""
+    def descriptor(self, identity: int) -> int | None:
+        """Of one of our programs; None if this process may not open it."""
         assert self.kernel is not None
-        return self.kernel.programs.open[identity]
+        return self.kernel.programs.open.get(identity)
 
     def name_of(self, identity: int) -> str:
         """Of somebody else's program, if it may be known. In the thread."""
@@ -214,15 +214,15 @@ class FilterPart(Part[Prefiltering]):
 
     def _tried(self, item: Item, work: Callable[[], None]) -> RefusedEntry | None:
         from netloom.kernel.prefilter.compiler import CompileError
+        from netloom.kernel.prefilter.permission import not_permitted
         from netloom.kernel.prefilter.program import ProgramRefusal
 
         try:
             work()
         except (KernelUnsupported, CompileError, ProgramRefusal, ValueError, OSError) as error:
             code = getattr(error, "errno", 0) or 0
-            lacking = ": it takes the capabilities BPF and NET_ADMIN" if code == errno.EPERM else ""
             said = error.strerror if isinstance(error, OSError) and error.filename is None else ""
-            self._errors[item] = f"{said or error}{lacking}"
+            self._errors[item] = not_permitted(said or str(error)) if code == errno.EPERM else said or str(error)
             self.verifier = getattr(error, "verifier", "")
             return RefusedEntry(item, self._errors[item], code)
         self._errors.pop(item, None)

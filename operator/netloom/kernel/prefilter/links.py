@@ -66,12 +66,14 @@ def dump_links() -> bytes:
     return encode(LinkMessage, wire.RTM_GETLINK, 0, {})
 
 
-def attach(ifindex: int, mode: str, program: int, expected: int = -1, *, sequence: int = 0) -> bytes:
+def attach(ifindex: int, mode: str, program: int, expected: int | None = -1, *, sequence: int = 0) -> bytes:
     """Compare and swap: the program (descriptor; -1: none) in the place of the one that is expected (descriptor; -1:
     that there is none). The kernel refuses if another is there (EEXIST), or what was attached by other means (EBUSY).
+    expected None: whatever is there, where it was seen and cannot be opened.
     """
-    flags = _MODE_FLAGS[mode] | _REPLACE
-    fields = ((_FD, "=i", program), (_FLAGS, "=I", flags), (_EXPECTED_FD, "=i", expected))
+    flags = _MODE_FLAGS[mode] | (_REPLACE if expected is not None else 0)
+    fields = [(_FD, "=i", program), (_FLAGS, "=I", flags)]
+    fields += [(_EXPECTED_FD, "=i", expected)] if expected is not None else []
     nest = b"".join(wire.attribute(kind, struct.pack(layout, value)) for kind, layout, value in fields)
     body = _LINK.pack(0, 0, ifindex, 0, 0) + wire.attribute(_IFLA_XDP | _NESTED, nest)
     return wire.HEADER.pack(wire.HEADER_SIZE + len(body), wire.RTM_NEWLINK, wire.REQUEST, sequence, 0) + body

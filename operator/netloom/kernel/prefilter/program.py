@@ -15,6 +15,7 @@ from netloom.kernel.prefilter import bpf
 from netloom.kernel.prefilter.bpf import ProgramInfo
 from netloom.kernel.prefilter.compiler import Compiled
 from netloom.kernel.prefilter.maps import NUMBERS, OWN_SET
+from netloom.kernel.prefilter.permission import not_permitted
 from netloom.kernel.prefilter.pins import Pins, closed_on_error
 
 _PREFIX = "program_"
@@ -33,12 +34,15 @@ class ProgramRefusal(Exception):
 
 class Programs:
     """All programs of the prefilter's that are pinned: descriptors by identity. current: those that are wanted, by set.
-    sets: of each that is open, whatever its version. Used by one thread at a time."""
+    sets: of each that is open, whatever its version. closed: identities of those that are pinned and that this process
+    may not open: their pins' names tell. (The seccomp profile of containers lets nobody call bpf(2) without the
+    capability BPF, though the kernel asks for none there.) Used by one thread at a time."""
 
     def __init__(self, pins: Pins) -> None:
         self.open: dict[int, int] = {}
         self.current: dict[int, int] = {}
         self.sets: dict[int, int] = {}
+        self.closed: set[int] = set()
         self._infos: dict[int, ProgramInfo] = {}
         self._pins = pins
 
@@ -49,8 +53,13 @@ class Programs:
 
     def find(self) -> None:
         """Open all that are pinned. Raises OSError."""
+        self.closed.clear()
         for name in self._pins.names(_PREFIX):
-            descriptor = self._pins.open(name)
+            try:
+                descriptor = self._pins.open(name)
+            except PermissionError:
+                self.closed.add(_identity_of(name))
+                continue
             if descriptor is None:
                 continue
             with closed_on_error(descriptor):
@@ -96,6 +105,7 @@ class Programs:
         self._infos.clear()
         self.sets.clear()
         self.current.clear()
+        self.closed.clear()
 
     def repin(self) -> None:
         """Pin again what somebody unpinned. Raises OSError."""
@@ -139,6 +149,10 @@ def _pin_name(identity: int, number: int) -> str:
     return f"{_PREFIX}{identity}" + (f"_{number}" if number else "")
 
 
+def _identity_of(pin: str) -> int:
+    return int(pin.removeprefix(_PREFIX).partition("_")[0])
+
+
 def _set_of(pin: str) -> int:
     _identity, _, number = pin.removeprefix(_PREFIX).partition("_")
     return int(number or 0)
@@ -175,11 +189,7 @@ def _refusal(refused: list[bpf.Rejected]) -> ProgramRefusal:
     lines = told.log.splitlines()
     # Without PERFMON the verifier lets no program compare the end of a frame with a pointer into it.
     if (told.errno == errno.EPERM and not lines) or any("prohibited" in line for line in lines):
-        return ProgramRefusal(
-            "the kernel does not let this process load the prefilter: it takes the capabilities BPF, NET_ADMIN and "
-            "PERFMON (add them to the container's securityContext.capabilities)",
-            "\n".join(lines[-_LAST_LINES:]),
-        )
+        return ProgramRefusal(not_permitted("cannot load the prefilter"), "\n".join(lines[-_LAST_LINES:]))
     reason = next((line for line in reversed(lines) if line and not line.startswith(_STATISTICS)), "it did not say why")
     sentence = f"the kernel's verifier refused the prefilter ({os.strerror(told.errno or 0)}): {reason}"
     return ProgramRefusal(sentence, "\n".join(lines[-_LAST_LINES:]))
