@@ -38,6 +38,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from netloom.api.v1alpha1 import NETLOOM_NODES, PREFILTERS, NetloomNode
+from netloom.runtime import log
 from netloom.runtime.client import Api
 from netloom.runtime.errors import Conflict, NotFound
 from netloom.runtime.store import Store
@@ -303,6 +304,7 @@ def main() -> int:
     parser.add_argument("--per-event", metavar="KUBECONFIG", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.per_event:
+        log.configure("auto", "error")
         asyncio.run(gather_per_event(options.per_event, options.nodes))
         return 0
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -12,6 +12,7 @@ from netloom.api.meta import LabelRequirement, LabelSelector, ObjectMeta
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
     FilteredDevice,
+    ListReference,
     NetloomNode,
     NetloomPrefilter,
     NodeFilter,
@@ -26,7 +27,7 @@ from netloom.prefilter.rules import entries_of, key, value
 from netloom.runtime.clock import ServerClock
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.prefilter import telling
-from netloom_reconcilers.node.prefilter.config_maps import ListConfigMap, read
+from netloom_reconcilers.node.prefilter.config_maps import ConfigMaps, ListConfigMap, read
 from netloom_reconcilers.node.prefilter.reporting import PrefilterReporter
 from netloom_reconcilers.node.prefilter.selection import Machine, devices_of, machine_of, selecting, together
 from tests.prefilter_setting import Setting, node, prefilter
@@ -133,6 +134,40 @@ def test_a_config_map_is_text_or_text_packed_by_gzip() -> None:
     assert found["picture"].startswith("is neither text nor text packed by gzip")
 
 
+async def test_a_list_that_is_lost_by_mistake_stays_in_force() -> None:
+    """A key that is named and gone, a download that failed, all of it; not what people take out by themselves."""
+    maps = ConfigMaps(None, "netloom-system", lambda: None)  # type: ignore[arg-type]
+    named, all_of_it = ListReference(name="drop", keys=("a",)), ListReference(name="drop")
+    maps.want([named])
+
+    def held(reference: ListReference, **texts: str) -> tuple[list[str], list[str]]:
+        (followed,) = maps._followed.values()
+        followed.last = read(ListConfigMap(metadata=ObjectMeta(name="drop"), data=texts), {})
+        found, problems = maps.lists(reference)
+        return [f"{key} {len(each.v4)}" for key, each in found.items()], problems
+
+    one, stays = "10.0.0.0/8", "What it held before stays in force while the agent runs."
+    where = "ConfigMap netloom-system/drop"
+    assert held(named, b=one) == ([], [f"{where} has no key a. Name one that it has: b."]), "it never had"
+    assert held(named, a=one) == (["netloom-system/drop:a 1"], [])
+    assert held(named, b=one) == (
+        ["netloom-system/drop:a 1"],
+        [f"{where} has no key a. {stays} Name one that it has: b."],
+    )
+    assert held(named, a=" \n") == (
+        ["netloom-system/drop:a 1"],
+        [f"{where}, key a: it is empty, without even a comment. {stays}"],
+    )
+    assert held(named, a="# none at present") == (["netloom-system/drop:a 0"], [])
+    assert held(all_of_it, a=one, b=one)[0] == ["netloom-system/drop:a 1", "netloom-system/drop:b 1"]
+    assert held(all_of_it, b=one) == (["netloom-system/drop:b 1"], []), "a key that nobody names is taken out"
+    empty = f"{where} is empty: it has neither data nor binaryData. {stays} Fill it, or take it out of the prefilter."
+    assert held(all_of_it) == (["netloom-system/drop:b 1"], [empty])
+    maps.want([])
+    maps.want([all_of_it])
+    assert held(all_of_it)[0] == []
+
+
 # --------------------------------------------------------------------------------------------------------- the feature
 
 
@@ -232,6 +267,16 @@ async def test_what_is_in_the_kernel_is_told_by_prefilter_and_device(setting: Se
         "netloom_prefilter_left_out": 4,
         "netloom_prefilter_devices": 3,
     }
+
+
+def test_of_more_devices_and_prefilters_than_an_object_holds_those_are_told_that_fail() -> None:
+    devices = [DeviceReport(f"veth{number}", number, "native", 7) for number in range(300)]
+    report = PrefilterReport(devices=(*devices, DeviceReport("wan0", error="it is in somebody's way.")))
+    filters = [telling.Told(f"p{number:03}", devices=("veth1",)) for number in range(300)]
+    status = telling.status_of([*filters, telling.Told("q", error="no device.")], {}, report, {})
+    assert [len(status.devices), len(status.filters)] == [256, 256]
+    assert status.devices[-1].name == "wan0"
+    assert (status.filters[0].name, status.filters[-1].name) == ("p000", "q")
 
 
 async def test_what_keeps_it_from_running_is_its_error(setting: Setting) -> None:

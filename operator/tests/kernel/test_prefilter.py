@@ -412,6 +412,36 @@ async def test_what_somebody_changed_is_found_by_a_resync(filtered: Filtered) ->
     await eventually(lambda: keeper.report.in_sync)
 
 
+async def test_pins_that_somebody_hides_or_removes_are_made_again(filtered: Filtered) -> None:
+    """Without them an agent that comes next would take the program for somebody else's, and nobody could remove it."""
+    keeper = await filtered.agent(running=True, resync_seconds=0.05)
+    await keeper.apply(wanted(RULES, "eth0"))
+    pins = filtered.pins()
+    subprocess.run(["mount", "-t", "bpf", "bpf", filtered.bpffs], check=True)
+    try:
+        await eventually(lambda: filtered.pins() == pins and keeper.report.in_sync)
+    finally:
+        subprocess.run(["umount", filtered.bpffs], check=True)
+    for path in sorted(filtered.bpffs.glob("netloom/**/*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (filtered.bpffs / "netloom").rmdir()
+    await eventually(lambda: filtered.pins() == pins and keeper.report.in_sync)
+    assert filtered.programs() == {"eth0": NATIVE}
+
+
+async def test_a_program_whose_pins_are_lost_is_known_by_its_name(filtered: Filtered) -> None:
+    first = await filtered.agent()
+    await first.apply(wanted(RULES, "eth0"))
+    await first.close()
+    subprocess.run(["mount", "-t", "bpf", "bpf", filtered.bpffs], check=True)
+    try:
+        report = await (await filtered.agent()).apply(wanted(RULES, "eth0"))
+    finally:
+        subprocess.run(["umount", filtered.bpffs], check=True)
+    assert "is a prefilter's whose pins are not in this bpffs" in report.devices[0].error
+    assert filtered.programs() == {"eth0": NATIVE}, "it drops what it dropped"
+
+
 async def test_counters_stay_with_their_names(filtered: Filtered, lab: Lab) -> None:
     with contextlib.closing(wired(filtered, lab)) as receiver:
         keeper = await filtered.agent()

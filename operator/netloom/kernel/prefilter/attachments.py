@@ -7,6 +7,10 @@ import msgspec
 from netloom.kernel.prefilter.links import XdpLink
 from netloom.kernel.prefilter.prefiltering import DeviceWish, Mode
 
+PROGRAM_PREFIX = "netloom_"
+"""Of the names of our programs."""
+_HOOKS = {"native": "xdpdrv", "generic": "xdpgeneric", "offloaded": "xdpoffload"}
+
 
 class Step(msgspec.Struct, frozen=True):
     """Of one device: the program with the id `expected` (0: none) in `mode` is replaced by ours, or detached."""
@@ -17,8 +21,7 @@ class Step(msgspec.Struct, frozen=True):
     detach: bool = False
 
     def __str__(self) -> str:
-        hook = {"native": "xdpdrv", "generic": "xdpgeneric"}[self.mode]
-        return f"link set {self.link.name} {hook} " + ("off" if self.detach else "pinned netloom")
+        return f"link set {self.link.name} {_HOOKS[self.mode]} " + ("off" if self.detach else "pinned netloom")
 
 
 def steps_to(
@@ -64,6 +67,12 @@ def obstacle(link: XdpLink, ours: Iterable[int], names: Mapping[int, str]) -> st
         return ""
     mode, identity = other
     name = f" ({names[identity]})" if names.get(identity) else ""
+    if names.get(identity, "").startswith(PROGRAM_PREFIX):
+        return (
+            f"the XDP program {identity}{name} on {link.name} is a prefilter's whose pins are not in this bpffs, as of "
+            f"another network namespace's agent, or where something is mounted over them: it goes on as it is. If no "
+            f"other agent has it, `ip link set dev {link.name} {_HOOKS[mode]} off`"
+        )
     return (
         f"the XDP program {identity}{name} of somebody else runs on {link.name} in {mode} mode, and is left there: "
         f"have its owner detach it, or choose other devices"

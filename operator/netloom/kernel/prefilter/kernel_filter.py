@@ -103,7 +103,9 @@ class KernelFilter:
                 self.tries[0, family].put(Entries())
 
     def verify(self) -> list[str]:
-        """What of it is not as it was left, and is put right now or by the next `put`. Raises OSError."""
+        """What of it is not as it was left, and is put right now or by the next `put`. Raises KernelUnsupported (no
+        bpffs), OSError."""
+        self.pins.make()  # somebody may have removed it, or mounted another bpffs over it
         filled = {place: trie for place, trie in self.tries.items() if place[0] in self.filled}
         wrong = [f"entries {family}" for (_number, family), trie in filled.items() if not trie.verify()]
         for name, descriptor in self._maps.items():

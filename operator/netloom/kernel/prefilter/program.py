@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
 
 from netloom.kernel.prefilter import bpf
+from netloom.kernel.prefilter.attachments import PROGRAM_PREFIX
 from netloom.kernel.prefilter.bpf import ProgramInfo
 from netloom.kernel.prefilter.compiler import Compiled
 from netloom.kernel.prefilter.maps import NUMBERS, OWN_SET
@@ -160,7 +161,7 @@ def _set_of(pin: str) -> int:
 
 def name_of(instructions: bytes) -> str:
     """Of a program, for the kernel: at most 15 characters."""
-    return f"netloom_{sha256(instructions).hexdigest()[:7]}"
+    return f"{PROGRAM_PREFIX}{sha256(instructions).hexdigest()[:7]}"
 
 
 def _of_set(instructions: bytes, number: int) -> bytes:

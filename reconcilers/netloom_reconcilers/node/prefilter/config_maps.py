@@ -2,7 +2,8 @@
 
 What is kept of one is its entries, not its text: it is read as it arrives, and only once. One that vanishes stays in
 force as it was last, as long as a prefilter names it and the agent lives: that a list is gone is more often a mistake
-than the wish that its senders may come in again. Taking it out of the prefilter is the way to say so.
+than the wish that its senders may come in again. Taking it out of the prefilter is the way to say so. The same holds of
+a key that a prefilter names, and of what a download leaves that failed.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from netloom_reconcilers.node.prefilter.arrivals import PATIENCE_SECONDS, Arriva
 
 MOST_TEXT = 64 << 20
 """Bytes of a packed list when it is unpacked: one of 1.5 MB, as an object may have, could fill a node's memory."""
+_STAYS = "What it held before stays in force while the agent runs."
 _GZIP = b"\x1f\x8b"
 
 
@@ -126,6 +128,8 @@ class ConfigMaps:
         self._changed = changed
         self._followed: dict[Place, _Followed] = {}
         self._arrivals = Arrivals()
+        self._good: dict[tuple[Place, str], ParsedList] = {}
+        """Of each key that is read, what it held when it was last a list."""
         self._turned = asyncio.Event()
 
     def place_of(self, reference: ListReference) -> Place:
@@ -141,6 +145,7 @@ class ConfigMaps:
                 for place in wanted - self._followed.keys()
             }
             self._followed = {place: each for place, each in self._followed.items() if place in wanted} | new
+            self._good = {at: each for at, each in self._good.items() if at[0] in wanted}
             self._turned.set()
 
     def wait(self) -> float:
@@ -165,19 +170,27 @@ class ConfigMaps:
                 "of the prefilter."
             )
         held: Mapping[str, ParsedList | str] = followed.last.entries
+        keys = reference.keys or held or [key for at, key in self._good if at == place]
         if not held:
-            problems.append(
-                f"{place} is empty: it has neither data nor binaryData. Fill it, or take it out of the prefilter."
-            )
+            stays = f"{_STAYS} " if keys and not reference.keys else ""
+            way = f"{stays}Fill it, or take it out of the prefilter."
+            problems.append(f"{place} is empty: it has neither data nor binaryData. {way}")
+        if held and not reference.keys:
+            self._good = {(at, key): each for (at, key), each in self._good.items() if at != place or key in held}
         found: dict[str, ParsedList] = {}
-        for key in reference.keys or held:
+        for key in keys:
             entries = held.get(key)
             if isinstance(entries, ParsedList):
-                found[f"{place.namespace}/{place.name}:{key}"] = entries
-            elif entries is None:
-                problems.append(f"{place} has no key {key}. Name one that it has: {', '.join(sorted(held)) or 'none'}.")
-            else:
-                problems.append(f"{place}, key {key}: it {entries}. Nothing of it is in force.")
+                self._good[place, key] = entries
+            good = self._good.get((place, key))
+            if good is not None:
+                found[f"{place.namespace}/{place.name}:{key}"] = good
+            stays = _STAYS if good is not None else ""
+            if entries is None and reference.keys:
+                way = f"Name one that it has: {', '.join(sorted(held)) or 'none'}."
+                problems.append(f"{place} has no key {key}. {f'{stays} {way}'.strip()}")
+            elif isinstance(entries, str):
+                problems.append(f"{place}, key {key}: it {entries}. {stays or 'Nothing of it is in force.'}")
         return found, problems
 
     def _why_not(self, place: Place, followed: _Followed | None) -> str:

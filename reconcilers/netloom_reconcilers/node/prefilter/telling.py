@@ -1,6 +1,7 @@
 """What a node says of its prefilters: in its NetloomNode, in a condition, on /status. Pure."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -12,8 +13,9 @@ from netloom.prefilter.node_rules import Share
 from netloom.prefilter.records import text_of
 from netloom_reconcilers.features.node import Readiness
 
-MOST_PROBLEMS, LONGEST = 8, 1024
-"""Of the CRD."""
+MOST_PROBLEMS, LONGEST, MOST = 8, 1024, 256
+"""Of the CRD; MOST: devices, and prefilters."""
+T = TypeVar("T", FilteredDevice, NodeFilter)
 _NAMED = 3
 _MOST_COUNTED = 2**53 - 1
 
@@ -53,7 +55,16 @@ def status_of(
         FilteredDevice(each.name, each.mode, (each.error or each.note)[:LONGEST], each.name in main)
         for each in report.devices
     )
-    return NodePrefilter(devices, tuple(_filter(each, shares.get(each.name), report, dropped) for each in filters))
+    told = tuple(_filter(each, shares.get(each.name), report, dropped) for each in filters)
+    return NodePrefilter(_bounded(devices), _bounded(told))
+
+
+def _bounded(some: tuple[T, ...]) -> tuple[T, ...]:
+    """As many as an object takes: those with errors before others, in their order."""
+    if len(some) <= MOST:
+        return some
+    kept = {id(each) for each in sorted(some, key=lambda each: not each.error)[:MOST]}
+    return tuple(each for each in some if id(each) in kept)
 
 
 def _filter(told: Told, share: Share | None, report: PrefilterReport, dropped: Mapping[str, Dropped]) -> NodeFilter:
