@@ -142,6 +142,17 @@ def test_a_list_is_followed_from_its_config_map_to_the_packets(filtered: Filtere
     filtered.wait_for("the list is another", ipv4Entries=2, withheld=0)
     assert filtered.answered(STRANGER)
 
+    client.request("PATCH", listed, {"data": {"list": f"{STRANGER}/32\n"}})
+    wait_for("the stranger is denied", lambda: not filtered.answered(STRANGER), deadline=60)
+    client.request("PATCH", listed, {"data": {"list": "\n"}})
+    stays = "is empty, without even a comment. What it held before stays in force while the agent runs."
+    problems = [f"ConfigMap kube-system/drop, key list: it {stays}"]
+    filtered.wait_for("a download that failed is told", ipv4Entries=2, problems=problems)
+    assert not filtered.answered(STRANGER)
+    words = [NETLOOM, "prefilter", "test", STRANGER, f"--kubeconfig={filtered.agents.plane.kubeconfig()}"]
+    asked = subprocess.run(words, capture_output=True, text=True)
+    assert "not looked at: key list of ConfigMap kube-system/drop has no list; agents that" in asked.stdout, asked
+
 
 def the_cluster_is_told(filtered: Filtered) -> None:
     """By an operator, in two writes, and by the commands that people type."""

@@ -33,6 +33,7 @@ from netloom_reconcilers.node.known.peers import pods_of
 from netloom_reconcilers.node.prefilter.config_maps import CONFIG_MAPS, read
 
 _NAMED = 8
+_BY_WHAT_IT_HELD = "agents that have read it drop by what it held, as long as they run"
 
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -206,18 +207,17 @@ async def _lists(api: Api, objects: Iterable[NetloomPrefilter], home: str) -> tu
         try:
             entries: Mapping[str, Any] = read(await api.get(CONFIG_MAPS, reference.name, namespace), {}).entries
         except NotFound:
-            gone = f"there is no ConfigMap {namespace}/{reference.name}"
-            unread.append(f"{gone}; agents that have read it drop by what it held, as long as they run")
+            unread.append(f"there is no ConfigMap {namespace}/{reference.name}; {_BY_WHAT_IT_HELD}")
             continue
         except ApiError as error:
             unread.append(f"ConfigMap {namespace}/{reference.name} cannot be read: {error}")
             continue
-        kept = {key: each for key, each in entries.items() if isinstance(each, ParsedList)}
-        found[reference] = {
-            f"{namespace}/{reference.name}:{key}": each
-            for key, each in kept.items()
-            if not reference.keys or key in reference.keys
-        }
+        keys = reference.keys or tuple(entries)
+        lost = [key for key in keys if not isinstance(entries.get(key), ParsedList)]
+        if lost or not keys:
+            what = f"key {', '.join(lost)} of " if lost else ""
+            unread.append(f"{what}ConfigMap {namespace}/{reference.name} has no list; {_BY_WHAT_IT_HELD}")
+        found[reference] = {f"{namespace}/{reference.name}:{key}": entries[key] for key in keys if key not in lost}
     return found, unread
 
 
