@@ -33,6 +33,13 @@ class Place(NamedTuple):
     amiss: tuple[str, ...] = ()
 
 
+def meant(prefilter: NetloomPrefilter, said: NodePrefilter) -> list[FilteredDevice]:
+    """The devices of a node for which a prefilter is meant, of those that the node has told; as its agent chooses."""
+    devices = {each.name: each for each in said.devices}
+    machine = Machine(tuple(devices), tuple(name for name, each in devices.items() if each.main))
+    return [devices[name] for name in devices_of(prefilter.spec.devices, machine) if name in devices]
+
+
 def places(
     objects: Sequence[NetloomPrefilter],
     nodes: Iterable[Node],
@@ -51,48 +58,45 @@ def _of_node(
 ) -> Iterator[Place]:
     devices = {each.name: each for each in said.devices} if said is not None else {}
     filters = {each.name: each for each in said.filters} if said is not None else {}
-    machine = Machine(tuple(devices), tuple(name for name, each in devices.items() if each.main))
-    meant: dict[str, list[NetloomPrefilter]] = {}
+    deciders: dict[str, list[NetloomPrefilter]] = {}
     untold: list[str] = []
     nowhere: list[str] = []
     for each in selected:
         name = each.metadata.name
-        found = [one for one in devices_of(each.spec.devices, machine) if one in devices] if name in filters else []
+        found = meant(each, said) if said is not None and name in filters else []
         for one in found:
-            meant.setdefault(one, []).append(each)
+            deciders.setdefault(one.name, []).append(each)
         if not found and name in filters and filters[name].error:
             nowhere.append(f"NetloomPrefilter {name}: {filters[name].error}")
         elif not found:
             untold.append(name)
     groups: dict[tuple[str, ...], list[str]] = {}
-    for one in meant:
-        if not asked or any(fnmatchcase(one, each) for each in asked):
-            groups.setdefault(tuple(each.metadata.name for each in meant[one]), []).append(one)
+    for device, deciding in deciders.items():
+        if not asked or any(fnmatchcase(device, each) for each in asked):
+            groups.setdefault(tuple(each.metadata.name for each in deciding), []).append(device)
     for names, members in groups.items():
-        deciding = [each for each in meant[members[0]] if each.metadata.name in names]
-        amiss = tuple(_amiss(deciding, filters, [devices[one] for one in members], devices.values()))
+        amiss = tuple(_amiss(deciders[members[0]], filters, members, devices.values()))
         yield Place(node, names, tuple(sorted(members)), Extent.NAMED, amiss)
     if untold:
         yield Place(node, tuple(untold), (), Extent.UNTOLD)
-    elif others := tuple(sorted({each for each in asked if not is_pattern(each)} - meant.keys())):
+    elif others := tuple(sorted({each for each in asked if not is_pattern(each)} - deciders.keys())):
         yield Place(node, (), others, Extent.NAMED, tuple(nowhere))
-    elif not meant:
+    elif not deciders:
         yield Place(node, (), (), Extent.EVERY, tuple(nowhere))
 
 
 def _amiss(
     deciding: Iterable[NetloomPrefilter],
     filters: dict[str, NodeFilter],
-    here: Sequence[FilteredDevice],
+    here: Collection[str],
     devices: Iterable[FilteredDevice],
 ) -> Iterator[str]:
     """Why what these say is not so on these devices. What a node says of a prefilter may be of its other devices."""
-    known = {each.name for each in here}
     for each in deciding:
         said = filters[each.metadata.name]
         error = said.error
         for other in devices:
-            if other.name not in known and not other.mode and other.error:
+            if other.name not in here and not other.mode and other.error:
                 error = error.replace(f"{other.name}: {other.error}{'' if other.error.endswith('.') else '.'}", "")
         if error.strip():
             yield " ".join(error.split())

@@ -20,7 +20,7 @@ from netloom.api.v1alpha1 import (
     NodeFilter,
 )
 from netloom.cidr import Address, CidrError, Version, addresses_in, parse_address
-from netloom.cli.prefilter_places import Extent, Place, places
+from netloom.cli.prefilter_places import Extent, Place, meant, places
 from netloom.cli.status_text import aligned, safe
 from netloom.prefilter.guarding import Lifeline, lifelines_of
 from netloom.prefilter.lists import ParsedList, parse_list
@@ -106,7 +106,7 @@ def shown(obj: NetloomPrefilter, nodes: Iterable[NetloomNode]) -> Shown:
         selected=status.nodes.selected if status.nodes else 0,
         active=status.nodes.active if status.nodes else 0,
         failed=status.nodes.failed if status.nodes else 0,
-        generic=sum(_is_generic(node) for node, each in reports if not each.error),
+        generic=sum(_is_generic(obj, node) for node, each in reports if not each.error),
         ipv4_entries=status.ipv4_entries,
         ipv6_entries=status.ipv6_entries,
         withheld=status.withheld,
@@ -122,8 +122,9 @@ def _filters(node: NetloomNode) -> tuple[NodeFilter, ...]:
     return node.status.prefilter.filters if node.status.prefilter is not None else ()
 
 
-def _is_generic(node: NetloomNode) -> bool:
-    return node.status.prefilter is not None and any(each.mode == "generic" for each in node.status.prefilter.devices)
+def _is_generic(obj: NetloomPrefilter, node: NetloomNode) -> bool:
+    said = node.status.prefilter
+    return said is not None and any(each.mode == "generic" for each in meant(obj, said))
 
 
 def table(found: Sequence[Shown]) -> Iterator[str]:

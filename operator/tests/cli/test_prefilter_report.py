@@ -157,6 +157,8 @@ def test_the_table_says_where_each_runs() -> None:
         "own: On n2: eth0: no.",
         "own: on n1: x",
     ]
+    elsewhere = NetloomPrefilter(metadata=ObjectMeta(name="own"), spec=PrefilterSpec(devices=("eth1",)), status=status)
+    assert shown(elsewhere, NETLOOM_NODES).generic == 0, "what runs in generic mode there is others'"
     stale = shown(msgspec.structs.replace(obj, metadata=ObjectMeta(name="own", generation=2)), NETLOOM_NODES)
     assert (stale.ready, stale.reason) == ("Unknown", "NotYetJudged"), "it is of another spec"
     assert list(table([])) == ["there is no NetloomPrefilter"]
