@@ -54,7 +54,7 @@ def template(
 
 def rendered(*values: Path | Mapping[str, Any], **options: Any) -> list[Manifest]:
     """The manifests; as `template`."""
-    return [each for each in yaml.safe_load_all(template(*values, **options)) if each]
+    return [each for each in yaml.load_all(template(*values, **options), yaml.CSafeLoader) if each]
 
 
 def older(folder: Path) -> Path:

@@ -67,7 +67,7 @@ def _rendered(values: Path, namespace: str) -> str:
 
 def _golden(text: str) -> str:
     """Without what the guard's manifests and the dashboard say at length: these have tests of their own."""
-    manifests = [each for each in yaml.safe_load_all(text) if each]
+    manifests = [each for each in yaml.load_all(text, yaml.CSafeLoader) if each]
     for each in manifests:
         if each["apiVersion"].startswith("admissionregistration"):
             each.pop("spec", None)

@@ -93,7 +93,7 @@ def _read(tables: tuple[str, ...]) -> Iterator[Case]:
 
 @functools.cache
 def _content(table: str) -> Manifest:
-    content: Manifest = yaml.safe_load((MANIFESTS / f"{table}.yaml").read_text())
+    content: Manifest = yaml.load((MANIFESTS / f"{table}.yaml").read_text(), yaml.CSafeLoader)
     return content
 
 

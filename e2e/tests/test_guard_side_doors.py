@@ -30,7 +30,7 @@ Change = Callable[[Manifest], None]
 
 CHART = Path(__file__).parents[1] / "netloom_e2e" / "cilium_chart"
 PARTS: list[Manifest] = list(
-    yaml.safe_load_all((Path(__file__).parent / "guard" / "cilium-workloads.yaml").read_text())
+    yaml.load_all((Path(__file__).parent / "guard" / "cilium-workloads.yaml").read_text(), yaml.CSafeLoader)
 )
 VALUES = {"ipam": {"operator": {"clusterPoolIPv4PodCIDRList": ["10.0.0.0/16"]}}, "extraObjects": PARTS}
 CONFIG = "/api/v1/namespaces/kube-system/configmaps/cilium-config"
