@@ -207,7 +207,7 @@ class Demo:
             agent.kill()
             agent.wait()
             self.start_agent(node)
-            wait_for("the agent to be in sync", lambda: facts(node).get("inSync"), deadline=15)
+            wait_for("the agent to be in sync", lambda: facts(node).get("inSync"), deadline=60)
             output, _ = ping.communicate(timeout=30)
         counted = parse_ping(output)
         self.report.saw(

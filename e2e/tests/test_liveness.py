@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -53,18 +52,17 @@ class Story:
             raise AssertionError(f"{error}: {self.dataplane(name)}\n{self.operator.process.tail()}\n{logs}") from error
         return self.dataplane(name)[2]
 
-    def degraded(self, status: str, reason: str) -> dict[str, Any]:
-        """Waits until the network says so; its counts."""
+    def degraded(self, status: str, reason: str, **counts: int) -> None:
+        """Waits until the network says so, and counts its nodes so."""
 
         def so() -> bool:
-            return condition(self.cluster.network(), "Degraded")[:2] == (status, reason)
+            network = self.cluster.network()
+            return condition(network, "Degraded")[:2] == (status, reason) and network["status"]["nodes"] == counts
 
         try:
             wait_for(f"Degraded={status} {reason}", so, deadline=40)
         except TimeoutError as error:
-            raise AssertionError(f"{error}: {condition(self.cluster.network(), 'Degraded')}") from error
-        counts: dict[str, Any] = self.cluster.network()["status"]["nodes"]
-        return counts
+            raise AssertionError(f"{error}: {self.cluster.network()['status']}") from error
 
     def written(self, since: int = 0) -> int:
         """Writes of NetloomNodes' status."""
@@ -117,7 +115,7 @@ def test_conditions_follow_the_agents(story: Story) -> None:
     # Never there.
     message = story.becomes("n2", "Unknown", "AgentNotHeardOf")
     assert "was never heard of: there is no Lease kube-system/netloom-agent-n2" in message
-    assert story.degraded("True", "AgentNeverSeen") == {"total": 2, "ready": 1, "waiting": 0, "notHeardOf": 1}
+    story.degraded("True", "AgentNeverSeen", total=2, ready=1, waiting=0, notHeardOf=1)
     assert story.operator.metric("netloom_degraded") == 1
     assert story.operator.metric("netloom_agents", state="never") == 1
     shown = story.cluster.plane.kubectl("get", "nlnet", NETWORK_NAME).stdout.splitlines()
