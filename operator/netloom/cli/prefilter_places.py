@@ -22,7 +22,7 @@ class Extent(StrEnum):
     EVERY = "every"
 
 
-class Place(NamedTuple):
+class FilterPlace(NamedTuple):
     """Devices of a node on which the same prefilters decide. names: of these, in order; devices: where the extent is
     NAMED. amiss: why it is not so there yet, as sentences."""
 
@@ -45,7 +45,7 @@ def places(
     nodes: Iterable[Node],
     netloom_nodes: Iterable[NetloomNode],
     asked: Collection[str] = (),
-) -> Iterator[Place]:
+) -> Iterator[FilterPlace]:
     """Of these nodes. asked: names or patterns of the only devices that are of interest; none: all are."""
     said = {each.metadata.name: each.status.prefilter for each in netloom_nodes}
     for node in nodes:
@@ -55,7 +55,7 @@ def places(
 
 def _of_node(
     node: str, selected: Sequence[NetloomPrefilter], said: NodePrefilter | None, asked: Collection[str]
-) -> Iterator[Place]:
+) -> Iterator[FilterPlace]:
     devices = {each.name: each for each in said.devices} if said is not None else {}
     filters = {each.name: each for each in said.filters} if said is not None else {}
     deciders: dict[str, list[NetloomPrefilter]] = {}
@@ -76,13 +76,13 @@ def _of_node(
             groups.setdefault(tuple(each.metadata.name for each in deciding), []).append(device)
     for names, members in groups.items():
         amiss = tuple(_amiss(deciders[members[0]], filters, members, devices.values()))
-        yield Place(node, names, tuple(sorted(members)), Extent.NAMED, amiss)
+        yield FilterPlace(node, names, tuple(sorted(members)), Extent.NAMED, amiss)
     if untold:
-        yield Place(node, tuple(untold), (), Extent.UNTOLD)
+        yield FilterPlace(node, tuple(untold), (), Extent.UNTOLD)
     elif others := tuple(sorted({each for each in asked if not is_pattern(each)} - deciders.keys())):
-        yield Place(node, (), others, Extent.NAMED, tuple(nowhere))
+        yield FilterPlace(node, (), others, Extent.NAMED, tuple(nowhere))
     elif not deciders:
-        yield Place(node, (), (), Extent.EVERY, tuple(nowhere))
+        yield FilterPlace(node, (), (), Extent.EVERY, tuple(nowhere))
 
 
 def _amiss(

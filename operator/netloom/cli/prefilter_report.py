@@ -20,7 +20,7 @@ from netloom.api.v1alpha1 import (
     NodeFilter,
 )
 from netloom.cidr import Address, CidrError, Version, addresses_in, parse_address
-from netloom.cli.prefilter_places import Extent, Place, meant, places
+from netloom.cli.prefilter_places import Extent, FilterPlace, meant, places
 from netloom.cli.status_text import aligned, safe
 from netloom.prefilter.guarding import Lifeline, lifelines_of
 from netloom.prefilter.lists import ParsedList, parse_list
@@ -231,7 +231,7 @@ def verdicts(
     asked: Collection[str] = (),
 ) -> Iterator[AddressVerdict]:
     """By the prefilters that decide, and the devices on which they do. asked: of which devices alone. Pure."""
-    groups: dict[tuple[tuple[str, ...], Extent, tuple[str, ...]], list[Place]] = {}
+    groups: dict[tuple[tuple[str, ...], Extent, tuple[str, ...]], list[FilterPlace]] = {}
     for place in places(objects, nodes, netloom_nodes, asked):
         groups.setdefault((place.names, place.extent, place.devices), []).append(place)
     by_name = {each.metadata.name: each for each in objects}

@@ -6,8 +6,9 @@ All agents of a cluster with pools watch them, so counts alone are written seldo
 
 import math
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
 from datetime import datetime, timedelta
+
+from msgspec.structs import replace
 
 from netloom.api.pool_choice import families_of
 from netloom.api.problem import Problem, Severity
