@@ -158,6 +158,10 @@ async def test_a_list_that_is_lost_by_mistake_stays_in_force() -> None:
         ["netloom-system/drop:a 1"],
         [f"{where}, key a: it is empty, without even a comment. {stays}"],
     )
+    assert held(named, a="<html>\n429 Too Many Requests") == (
+        ["netloom-system/drop:a 1"],
+        [f"{where}, key a: it holds no entry: line 1 ('<html>') is no CIDR, address or range of addresses. {stays}"],
+    )
     assert held(named, a="# none at present") == (["netloom-system/drop:a 0"], [])
     assert held(all_of_it, a=one, b=one)[0] == ["netloom-system/drop:a 1", "netloom-system/drop:b 1"]
     assert held(all_of_it, b=one) == (["netloom-system/drop:b 1"], []), "a key that nobody names is taken out"

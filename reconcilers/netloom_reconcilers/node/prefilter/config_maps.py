@@ -68,8 +68,12 @@ def read(config_map: ListConfigMap, readers: dict[str, ListReader]) -> ListConfi
 
 
 def _read_text(text: str, reader: ListReader) -> ParsedList | str:
-    """One without a word is what a download leaves that failed; people who mean it can write a comment."""
-    return reader.read(text) if text and not text.isspace() else "is empty, without even a comment"
+    """One without a word, or without an entry among its lines (a server's page that says what is wrong), is what a
+    download leaves that failed; people who mean it can write a comment."""
+    if not text or text.isspace():
+        return "is empty, without even a comment"
+    found = reader.read(text)
+    return found if found.lines or not found.bad else f"holds no entry: {found.bad[0]}"
 
 
 def _read_binary(text: str, reader: ListReader) -> ParsedList | str:
