@@ -39,7 +39,7 @@ class Speakers(Agents):
 def speakers(crds_installed: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Speakers]:
     """BIRD has learned all; no agent runs yet."""
     plane = crds_installed
-    with Lab(f"nlb{os.getpid() % 10000}", dual_stack=True) as lab, gateway(lab, plane.port):
+    with Lab(f"nlbgp{os.getpid() % 10000}", dual_stack=True) as lab, gateway(lab, plane.port):
         folder = tmp_path_factory.mktemp("bgp")
         made = Speakers(lab, plane, folder)
         plane.client.request("POST", NETWORK, network(routing={"mode": "native"}))
