@@ -172,6 +172,18 @@ async def test_a_list_that_is_lost_by_mistake_stays_in_force() -> None:
     assert held(all_of_it)[0] == []
 
 
+async def test_who_reads_all_of_a_config_map_takes_no_key_from_who_names_it() -> None:
+    maps = ConfigMaps(None, "netloom-system", lambda: None)  # type: ignore[arg-type]
+    named, all_of_it = ListReference(name="drop", keys=("a",)), ListReference(name="drop")
+    maps.want([named, all_of_it])
+    (followed,) = maps._followed.values()
+    for texts in ({"a": "10.0.0.0/8", "b": "10.0.0.0/8"}, {"b": "10.0.0.0/8"}):
+        followed.last = read(ListConfigMap(metadata=ObjectMeta(name="drop"), data=texts), {})
+        for _ in range(2):
+            found = [list(maps.lists(reference)[0]) for reference in (named, all_of_it)]
+            assert found == [["netloom-system/drop:a"], [f"netloom-system/drop:{key}" for key in texts]]
+
+
 # --------------------------------------------------------------------------------------------------------- the feature
 
 

@@ -132,8 +132,9 @@ class ConfigMaps:
         self._changed = changed
         self._followed: dict[Place, _Followed] = {}
         self._arrivals = Arrivals()
-        self._good: dict[tuple[Place, str], ParsedList] = {}
-        """Of each key that is read, what it held when it was last a list."""
+        self._good: dict[tuple[Place, bool], dict[str, ParsedList]] = {}
+        """Of each key that is read, what it held when it was last a list: of those that prefilters name, and of those
+        that they read as all of a ConfigMap. A key that goes is missed by the first alone."""
         self._turned = asyncio.Event()
 
     def place_of(self, reference: ListReference) -> Place:
@@ -174,22 +175,23 @@ class ConfigMaps:
                 "of the prefilter."
             )
         held: Mapping[str, ParsedList | str] = followed.last.entries
-        keys = reference.keys or held or [key for at, key in self._good if at == place]
+        good = self._good.setdefault((place, bool(reference.keys)), {})
+        keys = reference.keys or held or tuple(good)
         if not held:
             stays = f"{_STAYS} " if keys and not reference.keys else ""
             way = f"{stays}Fill it, or take it out of the prefilter."
             problems.append(f"{place} is empty: it has neither data nor binaryData. {way}")
         if held and not reference.keys:
-            self._good = {(at, key): each for (at, key), each in self._good.items() if at != place or key in held}
+            for key in good.keys() - held.keys():
+                del good[key]
         found: dict[str, ParsedList] = {}
         for key in keys:
             entries = held.get(key)
             if isinstance(entries, ParsedList):
-                self._good[place, key] = entries
-            good = self._good.get((place, key))
-            if good is not None:
-                found[f"{place.namespace}/{place.name}:{key}"] = good
-            stays = _STAYS if good is not None else ""
+                good[key] = entries
+            if key in good:
+                found[f"{place.namespace}/{place.name}:{key}"] = good[key]
+            stays = _STAYS if key in good else ""
             if entries is None and reference.keys:
                 way = f"Name one that it has: {', '.join(sorted(held)) or 'none'}."
                 problems.append(f"{place} has no key {key}. {f'{stays} {way}'.strip()}")
