@@ -431,12 +431,14 @@ def read_direct_route(buffer: bytes, start: int, end: int) -> DirectRoute | None
     family, length, _source, _tos, _table, protocol, _scope, kind, _flags = _ROUTE.unpack_from(buffer, start)
     if family not in _SIZE or kind != _RTN_UNICAST:
         return None
-    found = attributes(buffer, start + 12, end)
+    found = attributes(buffer, start + 12, end, _RTA_NH_ID)
+    if _RTA_NH_ID in found:
+        return None  # as of all peers; the kernel puts what the nexthop is behind it
     if protocol == ROUTE_PROTOCOL:
         metric = int.from_bytes(found.get(_RTA_PRIORITY, b""), sys.byteorder)
         if not ENDPOINTS.route(protocol, metric):
             return None
-    if _RTA_OIF not in found or found.keys() & {_RTA_GATEWAY, _RTA_VIA, _RTA_NH_ID}:
+    if _RTA_OIF not in found or found.keys() & {_RTA_GATEWAY, _RTA_VIA}:
         return None
     destination = Cidr.of(found.get(_RTA_DST) or bytes(_SIZE[family]), length)
     return DirectRoute(destination, int.from_bytes(found[_RTA_OIF], sys.byteorder))
