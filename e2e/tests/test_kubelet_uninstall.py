@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from netloom.uninstall.steps import OWN_NAMESPACE
+from netloom.webhook.names import NAME
 from netloom_e2e import binaries, crds, kubelets
-from netloom_e2e.api_objects import objects
+from netloom_e2e.api_objects import mentioning, objects
 from netloom_e2e.chart_sources import EXAMPLES
 from netloom_e2e.client import ApiFailure, collection_path
 from netloom_e2e.fixtures import built
@@ -136,6 +137,14 @@ def new_objects(bed: KubeletCluster, network: Recorded) -> set[str]:
     return {each for each in changed - addresses if not OF_THE_CLUSTER.search(each)}
 
 
+def still_told(bed: KubeletCluster) -> set[str]:
+    """Objects of others that say anything of Netloom: a Node's taint, say. The namespace was made for it."""
+    ours = ("CustomResourceDefinition/", f"Namespace//{NAMESPACE}")
+    return {
+        each for each in mentioning(bed.plane, "netloom") if not each.startswith(ours) and f"/{NAMESPACE}/" not in each
+    }
+
+
 @contextmanager
 def strangers(bed: KubeletCluster) -> Iterator[Namespace]:
     """A host on the nodes' network that has a stranger's address and a partner's, which nodes answer."""
@@ -191,8 +200,23 @@ def test_a_prefilter_drops_what_comes_from_outside_and_nothing_of_pods(
 
 
 @pytest.mark.timeout(600)
-def test_helm_uninstall_leaves_nothing(bed: KubeletCluster, network: Recorded, first_pods: list[Pod]) -> None:
+def test_helm_uninstall_leaves_nothing_while_nobody_reaches_the_guard(
+    bed: KubeletCluster, network: Recorded, first_pods: list[Pod]
+) -> None:
+    """Whose pods run on, as operators do that could write anew what was deleted."""
     assert reach_each_other(*first_pods)
+    bed.plane.kubectl("delete", "service", NAME, f"--namespace={NAMESPACE}")
+    written = (
+        "patch",
+        "netloomnetwork",
+        "default",
+        "--type=merge",
+        '--patch={"spec":{"mtu":1400}}',
+        "--dry-run=server",
+    )
+    bed.wait(
+        "writes to be refused", lambda: "failed calling webhook" in bed.plane.kubectl(*written, check=False).stderr
+    )
 
     done = bed.plane.helm("uninstall", "netloom", f"--namespace={NAMESPACE}", timeout=300)
 
@@ -202,6 +226,7 @@ def test_helm_uninstall_leaves_nothing(bed: KubeletCluster, network: Recorded, f
     assert new_objects(bed, network) == {f"Namespace//{NAMESPACE}"} | {
         each for each in objects(bed.plane) if each.endswith(("/default", "/kube-root-ca.crt")) and NAMESPACE in each
     }
+    assert still_told(bed) == set()
     assert "pods have addresses of the pod network (default/a, default/b" in told
     assert [name for name in bed.nodes if f"{name}: clean." not in told] == []
 
@@ -234,6 +259,7 @@ def test_a_manifest_leaves_nothing_where_the_namespace_is_being_deleted(bed: Kub
     bed.wait("the namespace to be gone", lambda: not exists(bed, path), deadline=180)
     assert left(bed, network) == "", told
     assert new_objects(bed, network) == set()
+    assert still_told(bed) == set()
     plane.kubectl("delete", "--filename", crds.FOLDER, timeout=60)
 
 
