@@ -18,7 +18,16 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from netloom_e2e import binaries, kubelets, netloom_cluster, netloom_image, processes, specs, virtual_machine
+from netloom_e2e import (
+    binaries,
+    commit_before,
+    kubelets,
+    netloom_cluster,
+    netloom_image,
+    processes,
+    specs,
+    virtual_machine,
+)
 from netloom_e2e.building import building
 from netloom_e2e.client import ApiFailure, Client
 from netloom_e2e.cluster import ControlPlane, ControlPlaneError
@@ -129,7 +138,7 @@ class What(StrEnum):
 _TESTS = [What.CONTROL_PLANE, What.CLUSTER, What.SPECS, What.IMAGE, What.HELM, What.KERNEL]
 _MAKERS: dict[What, Callable[[], object]] = {
     What.CLUSTER: kubelets.prepare,
-    What.IMAGE: netloom_image.another,
+    What.IMAGE: lambda: (netloom_image.another(), commit_before.image()),
     What.CONTROL_PLANE: binaries.prepare,
     What.HELM: binaries.helm,
     What.KERNEL: lambda: (virtual_machine.kernel(), virtual_machine.newer_kernel()),

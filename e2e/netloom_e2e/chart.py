@@ -57,10 +57,11 @@ def rendered(*values: Path | Mapping[str, Any], **options: Any) -> list[Manifest
     return [each for each in yaml.load_all(template(*values, **options), yaml.CSafeLoader) if each]
 
 
-def older(folder: Path) -> Path:
-    """The chart as it was before networks had `forwarding`, and before there were prefilters; put into a folder."""
+def older(before: Path, folder: Path) -> Path:
+    """A chart as it would have been before networks had `forwarding`, and before there were prefilters; put into a
+    folder. before: the one of another commit, whose definitions of objects may well be those of this tree."""
     chart = folder / "netloom"
-    shutil.copytree(CHART, chart)
+    shutil.copytree(before, chart)
     (chart / "crds" / "netloomprefilters.yaml").unlink()
     file = chart / "crds" / "netloomnetworks.yaml"
     definition = yaml.safe_load(file.read_text())

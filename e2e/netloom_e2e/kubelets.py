@@ -60,6 +60,7 @@ class KubeletCluster(Started):
     name: of the state folder, where it is to be found again (see `netloom_e2e.processes`).
     further: images that pods ask for beside those of the cluster itself.
     dual_stack: nodes, pods and Services have an IPv6 address as well.
+    apiserver_flags: beside its own.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class KubeletCluster(Started):
         further: Iterable[Image] = (),
         name: str = "",
         dual_stack: bool = False,
+        apiserver_flags: Sequence[str] = (),
     ) -> None:
         self.lab = Lab(prefix, dual_stack=dual_stack)
         self.network = network or Bridge()
@@ -91,6 +93,7 @@ class KubeletCluster(Started):
                 # Its machine is no node, and no kube-proxy leads it to Services: webhooks are asked at their endpoints.
                 "--enable-aggregator-routing",
                 *([f"--service-cluster-ip-range={SERVICE_CIDRS}"] if dual_stack else ()),
+                *apiserver_flags,
             ],
         )
         self._entered = ExitStack()

@@ -15,7 +15,7 @@ POLICY = """\
 apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
-rules: [{level: Metadata}]
+rules: [{level: Metadata%s}]
 """
 _BINDINGS = {"ClusterRoleBinding": "ClusterRole", "RoleBinding": "Role"}
 
@@ -109,17 +109,23 @@ def too_wide(grants: Iterable[Right], used: Iterable[Right]) -> dict[str, str]:
 
 
 class Audit:
-    """The audit log of a control plane that is started with `flags`."""
+    """The audit log of a control plane that is started with `flags`. namespace: of service accounts, if requests of
+    others are not to be logged."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, namespace: str = "") -> None:
         self._policy = folder / "audit-policy.yaml"
         self._log = folder / "audit.log"
-        self._policy.write_text(POLICY)
+        self._policy.write_text(POLICY % (f', userGroups: ["system:serviceaccounts:{namespace}"]' if namespace else ""))
+        self._from = 0
 
     @property
     def flags(self) -> tuple[str, ...]:
         """For `ControlPlane(apiserver_flags=...)`. In its blocking mode nothing is answered before it is logged."""
         return f"--audit-policy-file={self._policy}", f"--audit-log-path={self._log}", "--audit-log-mode=blocking"
+
+    def begin(self) -> None:
+        """What was until now is not counted."""
+        self._from = len(self._log.read_text().splitlines())
 
     def used(self, user: str) -> set[Right]:
         """What the user asked for and was granted."""
@@ -148,7 +154,7 @@ class Audit:
 
     def _asked(self, user: str) -> set[tuple[Right, bool]]:
         found = set()
-        for line in self._log.read_text().splitlines():
+        for line in self._log.read_text().splitlines()[self._from :]:
             event = json.loads(line)
             about = event.get("objectRef", {})
             if event["user"]["username"] != user or "resource" not in about:

@@ -1,7 +1,8 @@
 """A release of the chart on a real cluster, from the first `helm install` on: tested, upgraded, refused, rolled back.
 
-One cluster for all tests, which are in order. It begins with a chart of the version before, whose definitions know less
-than those of this tree. Between pods there are flows of 1,000 packets a second whenever something is exchanged.
+One cluster for all tests, which are in order. It begins with chart and image of the version before, whose definitions
+know less than those of this tree, and ends with them. Between pods there are flows of 1,000 packets a second, in both
+families, whenever something is exchanged.
 """
 
 import json
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from netloom_e2e import kubelets, netloom_cluster
+from netloom_e2e import binaries, commit_before, kubelets
+from netloom_e2e.api_objects import versions
 from netloom_e2e.chart import CHART, older
 from netloom_e2e.cluster import HelmError
 from netloom_e2e.everyone import Everyone
@@ -20,20 +22,24 @@ from netloom_e2e.fixtures import built
 from netloom_e2e.images import Image
 from netloom_e2e.kubelets import KubeletCluster
 from netloom_e2e.lab import environment
-from netloom_e2e.mesh import NETLOOM
-from netloom_e2e.netloom_cluster import NAMESPACE, Release
+from netloom_e2e.mesh import NETLOOM, TUNNEL
+from netloom_e2e.netloom_cluster import NAMESPACE, Release, rerouted
 from netloom_e2e.netloom_image import another
+from netloom_e2e.rights import Account, Audit
 
 NETWORK = "/apis/netloom.dev/v1alpha1/netloomnetworks/default"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 OPERATORS = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/netloom-operator"
-KINDS = (
-    "daemonsets,deployments,configmaps,services,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,"
-    "poddisruptionbudgets,netloomnetworks,customresourcedefinitions,validatingwebhookconfigurations,"
-    "validatingadmissionpolicies,validatingadmissionpolicybindings"
-)
+RESTLESS = ("Pod/", "Node/", "ReplicaSet/", "DaemonSet/", "Deployment/", "CustomResourceDefinition/")
 VALUES = {"test": {"wait": "1m"}}
+FIRST_MODE = (("vxlan:8472",), TUNNEL)
+MODES: tuple[tuple[tuple[str, ...], str, dict[str, Any]], ...] = (
+    (("vxlan:7471",), "netloom_v7471", {"tunnelPort": 7471}),
+    (("none", "vxlan:8472"), "eth0", {"routingMode": "hybrid"}),
+    (("none",), "eth0", {"routingMode": "native", "autoDirectNodeRoutes": True}),
+)
+"""After the first: the ways that nodes announce, the device to other nodes, and the values that this comes from."""
 NO_IMAGE = {"repository": "netloom.test/netloom", "tag": "nobody-made-it"}
 LATE = """
 apiVersion: v1
@@ -48,17 +54,28 @@ spec:
 
 @pytest.fixture(scope="module")
 def next_image() -> Image:
+    """Of this tree; of another content than the first one's, too, where only the chart was changed."""
     with built():
         return another()
 
 
 @pytest.fixture(scope="module")
-def bed(next_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeletCluster]:
+def audit(tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    return Audit(tmp_path_factory.mktemp("audit"), NAMESPACE)
+
+
+@pytest.fixture(scope="module")
+def bed(next_image: Image, audit: Audit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeletCluster]:
     """The release is installed when its nodes are Ready, or this fails."""
     with built():
         kubelets.prepare()
-        chart = older(tmp_path_factory.mktemp("chart"))
-        made = netloom_cluster.cluster(kubelets.prefix(), values=VALUES, chart=chart, further=[next_image])
+        binaries.helm()
+        chart = older(commit_before.chart(), tmp_path_factory.mktemp("chart"))
+        first = Release(commit_before.image(), VALUES, chart)
+    further = [first.image, next_image]
+    made = KubeletCluster(
+        kubelets.prefix(), network=first, further=further, dual_stack=True, apiserver_flags=audit.flags
+    )
     with made as cluster:
         yield cluster
 
@@ -73,6 +90,12 @@ def put(
 ) -> None:
     """Upgrade, to this tree's chart. Raises HelmError."""
     release.put(bed.plane, "upgrade", changes, *options, image=image, chart=CHART)
+
+
+def deployed(bed: KubeletCluster, release: Release) -> str:
+    """The revision that is."""
+    revisions = json.loads(told(bed, release, "history", "--output=json"))
+    return str(max(each["revision"] for each in revisions if each["status"] == "deployed"))
 
 
 def definition(bed: KubeletCluster, kind: str) -> dict[str, Any]:
@@ -104,14 +127,24 @@ def all_run(image: Image) -> dict[str, set[str]]:
     return {f"netloom-{role}": {image.name} for role in ("agent", "operator")}
 
 
-def state(bed: KubeletCluster) -> set[tuple[str, ...]]:
-    """What the release consists of, its pods, and how often each was changed."""
-    listed = json.loads(bed.plane.kubectl("get", KINDS, "--all-namespaces", "--output=json").stdout)["items"]
-    found = {
-        (each["kind"], each["metadata"]["name"], str(each["metadata"].get("generation", "")), each["metadata"]["uid"])
-        for each in listed
-    }
-    return found | {("Pod", pod["metadata"]["name"], "", pod["metadata"]["uid"]) for pod in netlooms(bed)}
+def state(bed: KubeletCluster) -> set[str]:
+    """All that the API server has, and how often each was changed. Of pods and nodes, whose kubelets write of them, of
+    what counts them, and of definitions, whose managers Helm writes down, only what is wanted of them."""
+    found = {each for each in versions(bed.plane) if not each.startswith(RESTLESS)}
+    for kinds in RESTLESS:
+        listed = json.loads(bed.plane.kubectl("get", kinds.strip("/"), "--all-namespaces", "--output=json").stdout)
+        found |= {f"{kinds}{identity(each)} {each['metadata'].get('generation', '')}" for each in listed["items"]}
+    return found
+
+
+def changed(before: set[str], after: set[str]) -> set[str]:
+    """Which objects, by two states; Helm's record of the release is always among them."""
+    return {each.split()[0] for each in before ^ after if "/sh.helm.release" not in each}
+
+
+def identity(each: Mapping[str, Any]) -> str:
+    meta = each["metadata"]
+    return f"{meta.get('namespace', '')}/{meta['name']} {meta['uid']}"
 
 
 def told(bed: KubeletCluster, release: Release, verb: str, *options: str) -> str:
@@ -139,6 +172,7 @@ def test_image_and_definitions_are_upgraded_and_no_packet_is_lost(
         put(bed, release, {}, "--wait", image=next_image)
         bed.wait("all to run it", lambda: images(bed) == all_run(next_image))
         report = flows.stop()
+    print(report)
     assert report.lossless, str(report)
     assert knows_forwarding(bed)
     managers = {each["manager"] for each in definition(bed, "netloomprefilters")["metadata"]["managedFields"]}
@@ -148,7 +182,8 @@ def test_image_and_definitions_are_upgraded_and_no_packet_is_lost(
     assert "netloom-image" not in left
 
 
-def test_its_own_test_passes_and_shows_what_it_saw(bed: KubeletCluster, release: Release) -> None:
+def test_its_own_test_passes_and_shows_what_it_saw(bed: KubeletCluster, release: Release, audit: Audit) -> None:
+    audit.begin()  # all that runs is of this tree from here on, as its rights are
     done = release.helm(bed.plane, "test", "--logs")
     assert "3 of 3 nodes ready" in done.stdout
     assert "no problems" in done.stdout
@@ -158,7 +193,7 @@ def test_its_own_test_passes_and_shows_what_it_saw(bed: KubeletCluster, release:
     assert "netloom-test" not in roles, "nobody keeps these rights"
 
 
-def test_another_ipam_mode_is_refused_and_nothing_at_all_changes(
+def test_another_ipam_mode_and_a_second_release_are_refused_and_nothing_at_all_changes(
     bed: KubeletCluster, release: Release, next_image: Image
 ) -> None:
     """Neither what could have been done beside it; the next upgrade is done as if nothing had been."""
@@ -171,25 +206,28 @@ def test_another_ipam_mode_is_refused_and_nothing_at_all_changes(
     for said, mode in ((refusal.value.stderr, "cluster-pool"), (by_the_guard, "multi-pool")):
         assert "the IPAM mode of a live cluster cannot change: 3 nodes hold addresses (n1, n2, n3) of mode " in said
         assert f"kubernetes, and in mode {mode} their pods would lose the network." in said
+    for name, namespace in (("netloom", "default"), ("second", NAMESPACE), ("second", "default")):
+        done = bed.plane.helm("install", name, CHART, f"--namespace={namespace}", check=False)
+        assert f"is there already, of release netloom in namespace {NAMESPACE}, and a cluster has one." in done.stderr
     assert state(bed) == before
     assert told(bed, release, "history") == history
     put(bed, release, {"enableIPv6Masquerade": False}, "--wait", image=next_image)
-    changed = {each[:2] for each in state(bed) ^ before}
-    assert changed == {("NetloomNetwork", "default")}
+    assert changed(before, state(bed)) == {"NetloomNetwork//default"}
     assert bed.plane.client.request("GET", NETWORK)["spec"]["masquerade"]["ipv6"] is False
 
 
-def test_it_is_rolled_back_to_image_and_chart_of_before_and_no_packet_is_lost(
-    bed: KubeletCluster, everyone: Everyone, release: Release
+def test_the_routing_mode_is_changed_and_no_packet_is_lost(
+    bed: KubeletCluster, everyone: Everyone, release: Release, next_image: Image
 ) -> None:
-    """Definitions stay as they are: they know all that those of before knew."""
+    """By one upgrade after the other."""
     with everyone.flows() as flows:
-        release.helm(bed.plane, "rollback", "1", "--wait")
-        bed.wait("all to run it", lambda: images(bed) == all_run(release.image))
+        for ways, device, values in MODES:
+            put(bed, release, values, image=next_image)
+            rerouted(bed, ways, device)
         report = flows.stop()
+    print(report)
     assert report.lossless, str(report)
-    assert bed.plane.client.request("GET", NETWORK)["spec"]["masquerade"]["ipv6"] is True
-    assert knows_forwarding(bed)
+    assert [*everyone.between_pods()] == []
 
 
 def test_an_image_that_does_not_exist_is_found_before_anything_changes(bed: KubeletCluster, release: Release) -> None:
@@ -201,15 +239,16 @@ def test_an_image_that_does_not_exist_is_found_before_anything_changes(bed: Kube
     assert "STATUS: failed" in status
     assert "netloom-image-check not ready" in status
     assert "netloom:nobody-made-it cannot be pulled or run, and nothing was changed:" in status
-    assert state(bed) == before
+    assert {each for each in changed(before, state(bed)) if "/netloom-image-check" not in each} == set()
 
 
 def test_where_that_is_not_looked_for_one_node_waits_for_the_way_back(
-    bed: KubeletCluster, everyone: Everyone, release: Release
+    bed: KubeletCluster, everyone: Everyone, release: Release, next_image: Image
 ) -> None:
     """Its pods do not notice, those that come wait, everybody is told, and all others' agents go on."""
+    good = deployed(bed, release)
     with everyone.flows() as flows:
-        put(bed, release, {"test": {"wait": "1s"}})
+        put(bed, release, {**MODES[-1][2], "test": {"wait": "1s"}}, image=next_image)
         by_hand = ("set", "image", "daemonset/netloom-agent", f"agent={NO_IMAGE['repository']}:by-hand")
         bed.plane.kubectl(*by_hand, f"--namespace={NAMESPACE}")
         bed.wait("an agent to be replaced", lambda: without_image(bed, "netloom-agent"))
@@ -219,7 +258,7 @@ def test_where_that_is_not_looked_for_one_node_waits_for_the_way_back(
         assert re.search(rf"Pod {NAMESPACE}/netloom-agent-\w+ on {node}: \w*Image\w+: .*by-hand", said), said
 
         # So does Helm, with the operators beside it; of these, too, one is left.
-        unchecked = {"image": {**NO_IMAGE, "checkUpgrades": False}}
+        unchecked = {**MODES[-1][2], "image": {**NO_IMAGE, "checkUpgrades": False}}
         with pytest.raises(HelmError) as refusal:
             put(bed, release, unchecked, "--force-conflicts", "--wait", "--timeout=5s")
         for kind in ("DaemonSet", "Deployment"):
@@ -232,12 +271,34 @@ def test_where_that_is_not_looked_for_one_node_waits_for_the_way_back(
         bed.apply(LATE, node=node)
         bed.wait("it to be told", lambda: "FailedCreatePodSandBox" in events(bed, "late"))
         assert "agent" in events(bed, "late")
-        release.helm(bed.plane, "rollback", "1", "--wait")
+        release.helm(bed.plane, "rollback", good, "--wait")
         late = bed.pod("late")
         report = flows.stop()
     assert report.lossless, str(report)
     assert late.ping(everyone.pods["n1"].address).lost == 0
-    assert images(bed) == all_run(release.image)
+    assert images(bed) == all_run(next_image)
+
+
+def test_nobody_was_refused_anything(audit: Audit) -> None:
+    """In all this, on nodes with kubelets; test_rights.py looks at what nobody uses."""
+    roles = [Account(NAMESPACE, f"netloom-{role}") for role in ("agent", "operator", "test", "test-guard")]
+    assert [account.name for account in roles if not audit.used(account.user)] == []
+    assert {account.name: found for account in roles if (found := audit.forbidden(account.user))} == {}
+
+
+def test_it_is_rolled_back_to_image_chart_and_routing_of_before_and_no_packet_is_lost(
+    bed: KubeletCluster, everyone: Everyone, release: Release
+) -> None:
+    """Definitions stay as they are: they know all that those of before knew."""
+    with everyone.flows() as flows:
+        release.helm(bed.plane, "rollback", "1", "--wait")
+        bed.wait("all to run it", lambda: images(bed) == all_run(release.image))
+        rerouted(bed, *FIRST_MODE)
+        report = flows.stop()
+    print(report)
+    assert report.lossless, str(report)
+    assert bed.plane.client.request("GET", NETWORK)["spec"]["masquerade"]["ipv6"] is True
+    assert knows_forwarding(bed)
 
 
 def without_image(bed: KubeletCluster, role: str) -> list[str]:

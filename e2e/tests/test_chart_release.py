@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from netloom.webhook.names import NAME, NAMESPACE, OPERATOR_USER, Scope
-from netloom_e2e import crds
+from netloom_e2e import commit_before, crds
 from netloom_e2e.api_objects import objects
 from netloom_e2e.chart import CHART, CI, older, rendered, template
 from netloom_e2e.chart_pods import Hooks
@@ -118,7 +118,7 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     plane.kubectl("delete", "--filename", crds.FOLDER)
 
     # Installed in one go, although the guard does not run yet that is asked about networks.
-    old = older(tmp_path)
+    old = older(commit_before.chart(), tmp_path)
     assert release.put("install", chart=old) == ""
     assert {f"DaemonSet/{NAMESPACE}/netloom-agent", f"Deployment/{NAMESPACE}/netloom-operator"} < objects(plane)
     assert "forwarding" not in release.network()
@@ -133,7 +133,7 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
 
     # A second one, by that name or another one, there or elsewhere: a sentence, and nothing broken.
     installed = objects(plane)
-    assert "cannot reuse a name that is still in use" in release.put("install", chart=old)
+    assert "use a name that is still in use" in release.put("install", chart=old)
     there = f"netloom-agent is there already, of release netloom in namespace {NAMESPACE}, and a cluster has one."
     assert there in release.put("install", chart=old, name="second")
     for name in ("netloom", "second"):
@@ -183,6 +183,19 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     plane.kubectl(*patch[:4], f"--patch={free}", patch[5], *AS_OPERATOR)
     other_mode = ("--type=merge", '--patch={"spec": {"ipam": {"mode": "multi-pool"}}}', "--dry-run=server")
     wait_for("it is free", lambda: passes(plane, "patch", "netloomnetwork", "default", *other_mode), deadline=60)
+    assert release.put("upgrade", 'ipam.mode="multi-pool"', pool) == ""
+
+    # A rollback asks the chart nothing, and does not get past the guard; the next upgrade goes on from there.
+    in_use = status.replace("kubernetes", "multi-pool")
+    plane.kubectl(*patch[:4], f"--patch={in_use}", patch[5], *AS_OPERATOR)
+    back = ("--type=merge", '--patch={"spec": {"ipam": {"mode": "kubernetes"}}}', "--dry-run=server")
+    wait_for("it is locked", lambda: not passes(plane, "patch", "netloomnetwork", "default", *back), deadline=60)
+    done = release.helm("rollback")
+    assert (
+        "the IPAM mode of a live cluster cannot change: 1 node holds addresses (n1) of mode multi-pool" in done.stderr
+    )
+    assert done.returncode
+    assert release.network()["ipam"]["mode"] == "multi-pool"
     assert release.put("upgrade", 'ipam.mode="multi-pool"', pool) == ""
 
     # While no guard runs, a change of the network is refused; what Helm creates is none.
