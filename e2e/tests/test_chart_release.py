@@ -198,6 +198,15 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     assert release.network()["ipam"]["mode"] == "multi-pool"
     assert release.put("upgrade", 'ipam.mode="multi-pool"', pool) == ""
 
+    # A second release brings no other definitions either, which Helm applies first: as if it had brought those of now.
+    definition = f"{DEFINITIONS}/netloomnetworks.netloom.dev"
+    known, managed = (plane.client.request("GET", definition)[each] for each in ("spec", "metadata"))
+    of_helm = [each | {"manager": "helm"} for each in managed["managedFields"] if each["manager"] == "netloom-crds"]
+    plane.client.request("PATCH", definition, {"metadata": {"managedFields": of_helm}})
+    said = release.put("install", chart=old, name="second")
+    assert "CustomResourceDefinition netloomnetworks.netloom.dev: spec: helm install of a chart with other" in said
+    assert plane.client.request("GET", definition)["spec"] == known
+
     # While no guard runs, a change of the network is refused; what Helm creates is none.
     release.guards.kill()
     more = ('ipam.mode="multi-pool"', pool, pool.replace("default", "more").replace("10.60", "10.61"))

@@ -114,6 +114,12 @@ CILIUM_PART = Wording(
     "Remove every node and its CiliumNode first. To make this object anew under running pods, delete it with "
     "--cascade=orphan. If this was helm uninstall, what it did delete comes back with helm rollback.",
 )
+DEFINITIONS_BY_HELM = Wording(
+    "helm install of a chart with other definitions than those of the network that is here would change them under "
+    "live objects, and what an older one does not know would be lost. Nothing was changed.",
+    "Upgrade the release that is there (helm list --all-namespaces), or uninstall it first; to bring definitions by "
+    "hand: kubectl apply --server-side --force-conflicts -f crds/.",
+)
 RECORD_WRITTEN = Wording(
     "only the guard writes down which IPAM mode is in force: with another entry the mode could be changed under live "
     "nodes.",

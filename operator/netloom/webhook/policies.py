@@ -17,7 +17,7 @@ from netloom.webhook import agents, cel, names
 from netloom.webhook.names import Scope
 from netloom.webhook.policy import policy, recorded, said
 from netloom.webhook.rules import cilium_node_configs, rule
-from netloom.webhook.side_doors import parts, record_writes, workloads
+from netloom.webhook.side_doors import definitions, parts, record_writes, workloads
 
 Manifest = dict[str, Any]
 
@@ -32,7 +32,7 @@ def policies(scope: Scope) -> list[Manifest]:
     """Policies and their bindings."""
     found: list[Manifest] = []
     if scope.netloom:
-        found += _network(scope) + agents.policies(scope)
+        found += _network(scope) + agents.policies(scope) + definitions(scope)
     if scope.cilium:
         found += _cilium(scope) + _cilium_node_config(scope) + workloads(scope) + parts(scope)
     return found + record_writes(scope) + _kept(scope)

@@ -14,6 +14,7 @@ from netloom.api.cilium import (
     DEPLOYMENTS,
     OPERATOR_NAME,
 )
+from netloom.api.v1alpha1 import NETLOOM_NODES
 from netloom.api.words import NODES_HOLD
 from netloom.guard import cilium_workload as workload
 from netloom.guard import wording
@@ -29,6 +30,8 @@ Manifest = dict[str, Any]
 PARTS = (AGENTS_NAME, OPERATOR_NAME, "cilium-config-agent")
 """Workloads, accounts and rights without which agents and operator neither go on nor start again."""
 CRDS = tuple(f"{each.plural}.{each.group}" for each in (CILIUM_NODES, CILIUM_POOLS))
+_HELM = "^helm[0-9.v-]*$"
+"""Helm's field manager: the name of its program, which some call helm4."""
 _RBAC = "rbac.authorization.k8s.io"
 
 
@@ -53,6 +56,28 @@ def record_writes(scope: Scope) -> list[Manifest]:
             "after": f"request.operation == 'DELETE' ? {{}} : {data['object']}",
         },
         validations={holds: f"'ConfigMap {scope.namespace}/{RECORD_NAME}: data: ' + {text}"},
+        parameters=False,
+    )
+
+
+def definitions(scope: Scope) -> list[Manifest]:
+    """Helm 4 applies what is in a chart's crds/ at any `helm install`, and only then looks whether that is refused. The
+    definitions of another chart would take from live objects what they do not know. Upgrades bring theirs by a Job, and
+    people by kubectl: both are other field managers."""
+    return policy(
+        scope,
+        names.DEFINITIONS_POLICY,
+        matched=rule("apiextensions.k8s.io", "v1", ["customresourcedefinitions"]) | {"operations": ["UPDATE"]},
+        conditions={
+            "of-netloom": f"{cel.NAME}.endsWith({cel.text(f'.{NETLOOM_NODES.group}')})",
+            "by-helm-install": f"request.?options.?fieldManager.orValue('').matches({cel.text(_HELM)})",
+        },
+        variables={},
+        validations={
+            "object.?spec == oldObject.?spec": (
+                f"'CustomResourceDefinition ' + {cel.NAME} + ': spec: ' + {cel.text(wording.DEFINITIONS_BY_HELM.text)}"
+            )
+        },
         parameters=False,
     )
 
