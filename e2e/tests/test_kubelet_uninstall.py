@@ -331,8 +331,12 @@ def test_the_guard_alone_beside_cilium(bed: KubeletCluster, network: Recorded) -
     told = guard.helm(plane, "uninstall")
     assert "clean" not in told.stdout, "machines are Cilium's"
     plane.kubectl("delete", "namespace", NAMESPACE, timeout=120)
-    left = [f"{name}: {each}" for name, node in bed.nodes.items() for each in {*state(node)} ^ {*before[0][name]}]
-    assert left == []
+    left = [
+        f"{name} {'-' if each in before[0][name] else '+'} {each}"
+        for name, node in bed.nodes.items()
+        for each in {*state(node)} ^ {*before[0][name]}
+    ]
+    assert left == [], "\n".join(left)
     changed = {each for each in objects(plane) ^ before[1] if NAMESPACE not in each and not OF_THE_CLUSTER.search(each)}
     assert changed == set()
     assert plane.client.request("GET", collection_path(CILIUM_KINDS[0]))["items"]
