@@ -23,16 +23,16 @@ rmdir /run/cgroup
 mount -t bpf bpf /sys/fs/bpf
 
 # What is written to these stays in the node, and in its folder: a reboot finds it again.
-for place in /etc /opt /var/lib /var/log; do
+for place in /etc /opt /var/log; do
     layer=$folder/layers$place
     mkdir -p "$layer/upper" "$layer/work"
     mount -t overlay -o "lowerdir=$place,upperdir=$layer/upper,workdir=$layer/work" "node$place" "$place"
 done
-# containerd lays its own overlays, which cannot lie on one; nor does the kubelet's folder need to.
-for place in /var/lib/containerd /var/lib/kubelet; do
-    mkdir -p "$folder/plain$place" "$place"
-    mount --bind "$folder/plain$place" "$place"
-done
+# Nothing of the machine's own is seen in this one, where somebody else's agent may keep its state meanwhile. No overlay
+# either: containerd lays its own, which cannot lie on one.
+mkdir -p "$folder/plain/var/lib"
+mount --bind "$folder/plain/var/lib" /var/lib
+mkdir -p /var/lib/containerd /var/lib/kubelet
 
 # A kubelet and kube-proxy set these for the whole machine, where they have nothing to say.
 for setting in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys \
