@@ -295,6 +295,28 @@ def test_of_more_devices_and_prefilters_than_an_object_holds_those_are_told_that
     assert (status.filters[0].name, status.filters[-1].name) == ("p000", "q")
 
 
+def test_an_error_is_told_by_device_and_leaves_none_out() -> None:
+    """What is not of one device is of all; past what an object holds the last stands for the rest."""
+    some = telling.Told("a", devices=("eth0", "eth1"))
+    away = DeviceReport("eth1", error="it is in somebody's way")
+    report = PrefilterReport(
+        devices=(DeviceReport("eth0", 2, "native", 7), away, DeviceReport("eth2", error="no")),
+        failures=(Failure("xdp", "eth0", "EBUSY"), Failure("xdp", "eth2", "EIO"), Failure("entries", "v4", "ENOMEM")),
+    )
+    (told,) = telling.status_of([some], {}, report, {}).filters
+    assert [(each.message, each.devices) for each in told.failures] == [
+        ("eth1: it is in somebody's way.", ("eth1",)),
+        ("xdp eth0: EBUSY.", ("eth0",)),
+        ("entries v4: ENOMEM.", ()),
+    ]
+    assert told.error == " ".join(each.message for each in told.failures)
+    names = tuple(f"veth{number}" for number in range(20))
+    absent = PrefilterReport(devices=tuple(DeviceReport(name, error="it is not there") for name in names))
+    (told,) = telling.status_of([telling.Told("a", devices=names)], {}, absent, {}).filters
+    assert len(told.failures) == 8
+    assert [name for each in told.failures for name in each.devices] == list(names)
+
+
 async def test_what_keeps_it_from_running_is_its_error(setting: Setting) -> None:
     why = "the driver of eth0 has no native mode"
     setting.kernel.report = PrefilterReport(

@@ -9,6 +9,7 @@ A field without a default is one that the schema requires: it is always written,
 without it is refused. A default here is the default of the schema.
 """
 
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -254,9 +255,17 @@ class FilteredDevice(Struct, frozen=True):
     main: bool = False
 
 
+class FilterFailure(Struct, frozen=True):
+    """status.prefilter.filters[].failures[] of a NetloomNode. devices: those of which it is; none: all are."""
+
+    message: str
+    devices: tuple[str, ...] = ()
+
+
 class NodeFilter(Struct, frozen=True):
     """status.prefilter.filters[] of a NetloomNode: how a NetloomPrefilter fares there. `error` keeps it from running,
-    `problems` do not; `packets` and `bytes` were dropped as of the last write."""
+    `problems` do not; `packets` and `bytes` were dropped as of the last write. `failures`: the error's sentences by
+    device; older agents tell none beside an error."""
 
     name: str
     generation: int = 0
@@ -267,7 +276,16 @@ class NodeFilter(Struct, frozen=True):
     packets: int = 0
     bytes: int = 0
     error: str = ""
+    failures: tuple[FilterFailure, ...] = ()
     problems: tuple[str, ...] = ()
+
+    def failures_on(self, devices: Collection[str]) -> tuple[str, ...]:
+        """Why it does not run on these of its devices, as sentences. An error that is told of no device is of all."""
+        if self.error and not self.failures:
+            return (self.error,)
+        return tuple(
+            each.message for each in self.failures if not each.devices or any(name in devices for name in each.devices)
+        )
 
 
 class NodePrefilter(Struct, frozen=True):

@@ -56,7 +56,6 @@ def places(
 def _of_node(
     node: str, selected: Sequence[NetloomPrefilter], said: NodePrefilter | None, asked: Collection[str]
 ) -> Iterator[FilterPlace]:
-    devices = {each.name: each for each in said.devices} if said is not None else {}
     filters = {each.name: each for each in said.filters} if said is not None else {}
     deciders: dict[str, list[NetloomPrefilter]] = {}
     untold: list[str] = []
@@ -75,7 +74,7 @@ def _of_node(
         if not asked or any(fnmatchcase(device, each) for each in asked):
             groups.setdefault(tuple(each.metadata.name for each in deciding), []).append(device)
     for names, members in groups.items():
-        amiss = tuple(_amiss(deciders[members[0]], filters, members, devices.values()))
+        amiss = tuple(_amiss(deciders[members[0]], filters, members))
         yield FilterPlace(node, names, tuple(sorted(members)), Extent.NAMED, amiss)
     if untold:
         yield FilterPlace(node, tuple(untold), (), Extent.UNTOLD)
@@ -86,19 +85,12 @@ def _of_node(
 
 
 def _amiss(
-    deciding: Iterable[NetloomPrefilter],
-    filters: dict[str, NodeFilter],
-    here: Collection[str],
-    devices: Iterable[FilteredDevice],
+    deciding: Iterable[NetloomPrefilter], filters: dict[str, NodeFilter], here: Collection[str]
 ) -> Iterator[str]:
     """Why what these say is not so on these devices. What a node says of a prefilter may be of its other devices."""
     for each in deciding:
         said = filters[each.metadata.name]
-        error = said.error
-        for other in devices:
-            if other.name not in here and not other.mode and other.error:
-                error = error.replace(f"{other.name}: {other.error}{'' if other.error.endswith('.') else '.'}", "")
-        if error.strip():
-            yield " ".join(error.split())
+        if failures := said.failures_on(here):
+            yield " ".join(failures)
         elif said.generation != each.metadata.generation:
             yield f"it has not taken over NetloomPrefilter {each.metadata.name} as it is now"

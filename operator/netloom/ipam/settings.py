@@ -157,23 +157,22 @@ def not_implemented(mode: str) -> Problem:
 def brought(node: Node) -> tuple[Cidr, ...] | Problem:
     """The pod CIDRs that a Node comes with, in modes where it does: one per family."""
     found: list[Cidr] = []
-    name = node.metadata.name
     for field, text in node.brought:
         try:
             cidr = Cidr.parse(text)
         except CidrError as error:
-            return _bad(name, field, text, f"{error}.")
+            return _bad(node, field, text, f"{error}.")
         if cidr.length < LEDGER_RANGE_LENGTH[cidr.version]:
             least = f"an IPv{cidr.version} pod CIDR has at least a /{LEDGER_RANGE_LENGTH[cidr.version]} mask"
-            return _bad(name, field, text, f"too large for one node: {least}.")
+            return _bad(node, field, text, f"too large for one node: {least}.")
         if any(each.version == cidr.version for each in found):
-            return _bad(name, field, text, f"a second IPv{cidr.version} CIDR, and a node has one per family.")
+            return _bad(node, field, text, f"a second IPv{cidr.version} CIDR, and a node has one per family.")
         found.append(cidr)
     return tuple(found)
 
 
-def _bad(node: str, field: str, text: str, message: str) -> Problem:
-    way_out = "Delete the Node and let it join again, after mending what gives it this pod CIDR."
-    if not field.startswith("spec."):
-        way_out = "Correct the annotation: it is read again at once."
-    return Problem(f"Node {node}", field, text, "InvalidPodCIDR", message, way_out)
+def _bad(node: Node, field: str, text: str, message: str) -> Problem:
+    way_out = "Correct the annotation: it is read again at once."
+    if node.spec.pod_cidrs:
+        way_out = "Delete the Node and let it join again, after mending what gives it this pod CIDR."
+    return Problem(f"Node {node.metadata.name}", field, text, "InvalidPodCIDR", message, way_out)

@@ -9,6 +9,7 @@ from netloom.api.meta import Condition, LabelSelector, ObjectMeta
 from netloom.api.v1alpha1 import (
     Address,
     FilteredDevice,
+    FilterFailure,
     ListReference,
     NetloomNode,
     NetloomNodeSpec,
@@ -119,7 +120,11 @@ def test_each_device_is_told_of_by_the_prefilters_that_are_meant_for_it() -> Non
         NodeFilter("inner", generation=7),
         NodeFilter("nowhere", error=why),
         NodeFilter("outer"),
-        NodeFilter("vlans", error="eth1: there is no device eth1."),
+        NodeFilter(
+            "vlans",
+            error="eth1: there is no device eth1.",
+            failures=(FilterFailure("eth1: there is no device eth1.", ("eth1",)),),
+        ),
     )
     nodes = [node(name, "10.1.0.1", *filters, devices=devices) for name in ("n1", "n2", "n3")]
     assert said("198.51.100.7", objects, nodes) == [
@@ -139,6 +144,20 @@ def test_each_device_is_told_of_by_the_prefilters_that_are_meant_for_it() -> Non
         "198.51.100.7: passes on wlan0 of 3 nodes (n1, n2, n3): no NetloomPrefilter is meant for that",
         f"  not everywhere: on n1: NetloomPrefilter nowhere: {why}",
     ]
+
+
+def test_an_error_is_of_the_devices_that_it_names_and_where_none_is_named_of_all() -> None:
+    """Agents of before named none."""
+    both = [NetloomPrefilter(metadata=ObjectMeta(name="a"), spec=PrefilterSpec(devices=("eth*",)))]
+    devices = (FilteredDevice("eth0", "native"), FilteredDevice("eth1", error="no."))
+    no, never = FilterFailure("eth1: no.", ("eth1",)), FilterFailure("never.")
+    told = {(): ["eth0", "eth1"], (no,): ["eth1"], (never, no): ["eth0", "eth1"]}
+    for failures, failing in told.items():
+        said_so = [NodeFilter("a", error="never. eth1: no.", failures=failures)]
+        nodes = [node("n1", "10.1.0.1", *said_so, devices=devices)]
+        found = {each: said("192.0.2.1", both, nodes, each) for each in ("eth0", "eth1")}
+        assert [each for each, lines in found.items() if any("not everywhere" in line for line in lines)] == failing
+    assert "  not everywhere: on n1: never." in found["eth0"]
 
 
 def test_the_table_says_where_each_runs() -> None:

@@ -33,6 +33,7 @@ from netloom_reconcilers.cluster.overlaps import (
     NODES,
     OF_POOLS,
     SERVICES,
+    About,
     OfNodes,
     Ranges,
     holders,
@@ -161,11 +162,11 @@ class NetworkReconciler(Member):
         whole = [cidr for _, cidr in cidrs if (around := reserved.overlap(cidr)) and around.contains(cidr)]
         services, networks = Ranges(reserved, of.services.known), Ranges(reserved, ranges_of(of.networks))
         elsewhere = OF_POOLS if mode_of(network).from_pools else ""
-        found = overlaps(SERVICES, services, cidrs, held, _NETWORK, whole, elsewhere)
-        found += overlaps(CONNECTED, networks, cidrs, held, _NETWORK, whole, elsewhere)
+        found = overlaps(SERVICES, services, cidrs, held, _CIDRS, whole, elsewhere)
+        found += overlaps(CONNECTED, networks, cidrs, held, _CIDRS, whole, elsewhere)
         if unusual := of.odd:
-            found += odd([each for each in ranges_of(of.networks) if each.cidr in unusual], cidrs, _NETWORK)
-        found += overlaps(NODES, self._nodes_near(held, accepted=True), (), held, _NETWORK)
+            found += odd([each for each in ranges_of(of.networks) if each.cidr in unusual], cidrs, _CIDRS)
+        found += overlaps(NODES, self._nodes_near(held, accepted=True), (), held, _CIDRS)
         return [*found, unreadable(of.services.unreadable, _NETWORK)] if of.services.unreadable else found
 
     def _nodes_near(self, held: list[tuple[str, Cidr]], *, accepted: bool) -> Ranges[OfNodes]:
@@ -351,3 +352,4 @@ def _group(reason: str, nodes: list[tuple[str, Reason]], severity: Severity) -> 
 
 
 _NETWORK = f"NetloomNetwork {NETWORK_NAME}"
+_CIDRS = About(_NETWORK)

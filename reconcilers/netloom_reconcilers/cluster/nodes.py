@@ -526,7 +526,7 @@ def _who_writes(mode: IpamMode) -> str:
 def _said(node: Node) -> str:
     if not node.brought:
         return "Node spec.podCIDRs is empty"
-    field = node.brought[0][0].partition("[")[0]
+    field = "spec.podCIDRs" if node.spec.pod_cidrs else "metadata.annotations"
     return f"Node {field} is {', '.join(text for _, text in node.brought)}"
 
 

@@ -4,7 +4,7 @@ nobody. No I/O."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from netloom.api.problem import Problem, Severity
 from netloom.cidr import WIDTH, Cidr, format_address
@@ -43,7 +43,7 @@ class OfNodes:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Of ranges, in words. reason: of a problem, after `ClusterCIDR` or `PodCIDR`. so: what an overlap leads to.
+    """Of ranges, in words. reason: of a problem, after `PodCIDR` or what `About` has. so: what an overlap leads to.
     outside: of a CIDR that is better. instead: one more way out, where nothing is left. elsewhere: the way out for what
     nodes hold outside the cluster CIDRs."""
 
@@ -68,6 +68,13 @@ NODES = Kind(
     "outside the nodes' network",
     elsewhere=f"Give the node whose address it is another one (--node-ip); or {_MOVE} block.",
 )
+
+
+class About(NamedTuple):
+    """The object whose CIDRs are looked at; what reasons of problems with these begin with."""
+
+    object: str
+    reason: str = "ClusterCIDR"
 
 
 OF_POOLS = (
@@ -127,7 +134,7 @@ def overlaps(
     ranges: Ranges[Range],
     cluster_cidrs: Iterable[tuple[str, Cidr]],
     held: Iterable[tuple[str, Cidr]],
-    network: str,
+    about: About,
     whole: Collection[Cidr] = (),
     elsewhere: str = "",
 ) -> list[Problem]:
@@ -160,17 +167,17 @@ def overlaps(
             message += f", but {_who(mine)}"
             way_out = f"Append a CIDR {kind.outside} if there is no room, {_MOVE} block.{kind.instead}"
         severity: Severity = "error" if mine or nothing_left else "warning"
-        reason = f"ClusterCIDR{kind.reason}"
-        problems.append(Problem(network, field, str(cidr), reason, f"{message}.", way_out, severity))
+        reason = f"{about.reason}{kind.reason}"
+        problems.append(Problem(about.object, field, str(cidr), reason, f"{message}.", way_out, severity))
     if rest:
         near = list(dict.fromkeys(each for _, block in rest for each in ranges.near(block)))
         message = f"{_who(rest)}: this overlaps {_all(near)}, {kind.so}."
         way_out = kind.elsewhere or elsewhere or _OF_NODES
-        problems.append(Problem(network, "", "", f"PodCIDR{kind.reason}", message, way_out))
+        problems.append(Problem(about.object, "", "", f"PodCIDR{kind.reason}", message, way_out))
     return problems
 
 
-def odd(networks: Iterable[OfNodes], cluster_cidrs: Iterable[tuple[str, Cidr]], network: str) -> list[Problem]:
+def odd(networks: Iterable[OfNodes], cluster_cidrs: Iterable[tuple[str, Cidr]], about: About) -> list[Problem]:
     """One problem per cluster CIDR that lies in networks that few nodes are on, and is given all the same."""
     problems: list[Problem] = []
     networks = sorted(networks, key=lambda each: each.cidr)
@@ -186,8 +193,8 @@ def odd(networks: Iterable[OfNodes], cluster_cidrs: Iterable[tuple[str, Cidr]], 
                 "On these nodes, remove the device (a bridge or VPN) if it is left over, or give it a longer prefix, "
                 "so that the network does not hold the CIDR."
             )
-            reason = f"ClusterCIDR{CONNECTED.reason}"
-            problems.append(Problem(network, field, str(cidr), reason, message, way_out, "warning"))
+            reason = f"{about.reason}{CONNECTED.reason}"
+            problems.append(Problem(about.object, field, str(cidr), reason, message, way_out, "warning"))
     return problems
 
 

@@ -8,8 +8,6 @@ import math
 from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 
-from msgspec.structs import replace
-
 from netloom.api.pool_choice import families_of
 from netloom.api.problem import Problem, Severity
 from netloom.api.v1alpha1 import POOLS, NetloomIPPool, NetloomNode
@@ -23,7 +21,7 @@ from netloom.runtime.store import Unsubscribe
 from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
 from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member, PoolsAffected
 from netloom_reconcilers.cluster.allocation.metrics import POOL_METRICS, PoolSample
-from netloom_reconcilers.cluster.overlaps import CONNECTED, NODES, SERVICES, Ranges, odd, overlaps, ranges_of
+from netloom_reconcilers.cluster.overlaps import CONNECTED, NODES, SERVICES, About, Ranges, odd, overlaps, ranges_of
 from netloom_reconcilers.cluster.pool_usage import PoolCounts
 from netloom_reconcilers.conditions import said
 
@@ -200,17 +198,16 @@ class PoolsReconciler(Member):
         reserved, of = self._allocator.blocks.reserved, self._reserved
         cidrs = [(f"spec.ipv{each.version}.cidrs", cidr) for each in settings.families for cidr in each.cidrs]
         whole = [cidr for _, cidr in cidrs if (around := reserved.overlap(cidr)) and around.contains(cidr)]
-        about = f"NetloomIPPool {settings.name}"
+        about = About(f"NetloomIPPool {settings.name}", "Pool")
         kinds = (
             (SERVICES, Ranges(reserved, of.services.known)),
             (CONNECTED, Ranges(reserved, ranges_of(of.networks))),
             (NODES, Ranges(reserved, ranges_of(of.addresses))),
         )
-        found = [each for kind, ranges in kinds for each in overlaps(kind, ranges, cidrs, (), about, whole)]
+        for kind, ranges in kinds:
+            yield from overlaps(kind, ranges, cidrs, (), about, whole)
         if unusual := of.odd:
-            found += odd([each for each in ranges_of(of.networks) if each.cidr in unusual], cidrs, about)
-        for problem in found:
-            yield replace(problem, reason=problem.reason.replace("ClusterCIDR", "Pool", 1))
+            yield from odd([each for each in ranges_of(of.networks) if each.cidr in unusual], cidrs, about)
 
     def _full_at(self, pool: NetloomIPPool, samples: Iterable[PoolSample]) -> str:
         """What was told stays as long as it is about right: each write goes to all agents."""

@@ -27,7 +27,7 @@ from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext, Readiness
 from netloom_reconcilers.node.mesh.reading import missing
 from netloom_reconcilers.node.probing.counting import metrics_of
-from netloom_reconcilers.node.probing.findings import Finding, finding, not_forwarded, sentences
+from netloom_reconcilers.node.probing.findings import BOTH, Finding, finding, not_forwarded, sentences
 from netloom_reconcilers.node.probing.looks import Leases, switch_off
 from netloom_reconcilers.node.probing.pace import TellingPace
 from netloom_reconcilers.node.probing.selection import behind, by_way, concerns
@@ -304,7 +304,7 @@ class ProbeFeature(KernelFeature):
                     break
             else:
                 refused = answer is not None and answer.rejected is not None and answer.rejected.kind == "filter"
-                text = not_forwarded(family, switch_off(family), refused)
+                text, both = (not_forwarded(of, switch_off(family), refused) for of in (f"IPv{family}", BOTH))
                 self._take(
                     Finding(
                         peer=key[0],
@@ -314,6 +314,7 @@ class ProbeFeature(KernelFeature):
                         reason="ForwardHookDrops",
                         where="here",
                         text=text,
+                        both=both,
                     )
                 )
                 self.keeper.look_again()

@@ -7,7 +7,7 @@ import pytest
 from netloom.cidr import Cidr
 from netloom.ipam.reservations import Reservations
 from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRange
-from netloom_reconcilers.cluster.overlaps import SERVICES, Ranges, overlaps
+from netloom_reconcilers.cluster.overlaps import SERVICES, About, Ranges, overlaps
 from tests.allocation.test_network import metric, ready
 from tests.allocation.world import World
 
@@ -187,12 +187,14 @@ def of_services(cidr: str) -> Ranges[ServiceRange]:
 )
 def test_overlaps(cidr: str, services: str, held: Sequence[tuple[str, Cidr]], told: str | None) -> None:
     whole = [Cidr.parse(cidr)] if Cidr.parse(services).contains(Cidr.parse(cidr)) else []
-    found = overlaps(SERVICES, of_services(services), [("field", Cidr.parse(cidr))], held, "NetloomNetwork", whole)
+    found = overlaps(
+        SERVICES, of_services(services), [("field", Cidr.parse(cidr))], held, About("NetloomNetwork"), whole
+    )
     assert [problem.severity for problem in found] == ([told] if told else [])
 
 
 def test_many_holders_are_counted() -> None:
-    (problem,) = overlaps(SERVICES, of_services("10.96.0.0/12"), [], ALL, "NetloomNetwork default")
+    (problem,) = overlaps(SERVICES, of_services("10.96.0.0/12"), [], ALL, About("NetloomNetwork default"))
     assert problem.message.startswith(
         "n0 holds 10.96.0.0/24, n1 holds 10.96.1.0/24, n2 holds 10.96.2.0/24 and 2 more, which stay as they are: "
     )

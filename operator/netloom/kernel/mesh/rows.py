@@ -65,7 +65,7 @@ def way_text(prefix: Cidr, body: bytes) -> str:
         words.append(f"via {format_address(found[_RTA_GATEWAY])}")
     elif _RTA_VIA in found:
         words.append(f"via inet6 {format_address(found[_RTA_VIA][2:])}")
-    if _RTA_OIF in found and not words[0].startswith(tuple(_KINDS.values())):
+    if _RTA_OIF in found and body[0] not in _KINDS:
         words.append(f"dev {device_name(int.from_bytes(found[_RTA_OIF], sys.byteorder))}")
     if _RTA_PREFSRC in found:
         words.append(f"src {format_address(found[_RTA_PREFSRC])}")

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import msgspec
 
-from netloom.api.v1alpha1 import FilteredDevice, NodeFilter, NodePrefilter
+from netloom.api.v1alpha1 import FilteredDevice, FilterFailure, NodeFilter, NodePrefilter
 from netloom.kernel.prefilter.keeper import PrefilterReport
 from netloom.kernel.prefilter.prefiltering import Dropped
 from netloom.prefilter.lists import ParsedList
@@ -14,7 +14,7 @@ from netloom.prefilter.records import text_of
 from netloom_reconcilers.features.node import Readiness
 
 MOST_PROBLEMS, LONGEST, MOST = 8, 1024, 256
-"""Of the CRD; MOST: devices, and prefilters."""
+"""Of the CRD; MOST_PROBLEMS: failures, too; MOST: devices, and prefilters."""
 T = TypeVar("T", FilteredDevice, NodeFilter)
 _NAMED = 3
 _MOST_COUNTED = 2**53 - 1
@@ -75,6 +75,7 @@ def _filter(told: Told, share: Share | None, report: PrefilterReport, dropped: M
     mine = [each for each in report.devices if each.name in told.devices]
     runs = not told.error and (any(each.mode for each in mine) or not mine)
     entries = share.entries if share is not None and runs else {}
+    failures = failures_of(told, report)
     return NodeFilter(
         name=told.name,
         generation=told.generation,
@@ -84,21 +85,41 @@ def _filter(told: Told, share: Share | None, report: PrefilterReport, dropped: M
         bad_lines=sum(each.bad_lines for each in told.lists.values()),
         packets=min(counted.packets, _MOST_COUNTED),
         bytes=min(counted.bytes, _MOST_COUNTED),
-        error=(told.error or kernel_error(report, told.devices))[:LONGEST],
+        error=" ".join(each.message for each in failures)[:LONGEST],
+        failures=_some_failures(failures),
         problems=tuple(each[:LONGEST] for each in shown),
     )
 
 
-def kernel_error(report: PrefilterReport, devices: Collection[str]) -> str:
-    """Why what is wanted is not in the kernel on each of these devices, as a sentence; "" if it is."""
-    said = [report.error] if report.error else []
-    mine = [each for each in report.devices if each.name in devices]
-    said += [f"{each.name}: {each.error}" for each in mine if each.error not in ("", report.error)]
+def failures_of(told: Told, report: PrefilterReport) -> tuple[FilterFailure, ...]:
+    """Why what a prefilter wants is not in the kernel on each of its devices, as sentences; none if it is."""
+    if told.error:
+        return (FilterFailure(told.error),)
+    found = [("", report.error)] if report.error else []
+    mine = [each for each in report.devices if each.name in told.devices]
+    found += [(each.name, f"{each.name}: {each.error}") for each in mine if each.error not in ("", report.error)]
     known = {report.error, *(each.error for each in mine)}
-    others = {each.name for each in report.devices} - set(devices)
-    failures = [each for each in report.failures if each.error not in known]
-    said += [f"{each}" for each in failures if each.kind != "xdp" or each.key not in others]
-    return " ".join(each if each.endswith(".") else f"{each}." for each in dict.fromkeys(said))
+    others = {each.name for each in report.devices} - set(told.devices)
+    for each in report.failures:
+        device = each.key if each.kind == "xdp" else ""
+        if each.error not in known and device not in others:
+            found.append((device, f"{each}"))
+    return tuple(
+        FilterFailure(said if said.endswith(".") else f"{said}.", (device,) if device else ())
+        for device, said in dict.fromkeys(found)
+    )
+
+
+def _some_failures(found: tuple[FilterFailure, ...]) -> tuple[FilterFailure, ...]:
+    """As many as an object takes; none of the devices is left out."""
+    if len(found) <= MOST_PROBLEMS:
+        return tuple(msgspec.structs.replace(each, message=each.message[:LONGEST]) for each in found)
+    rest = found[MOST_PROBLEMS - 1 :]
+    devices = {device: None for each in rest for device in each.devices} if all(each.devices for each in rest) else {}
+    more = FilterFailure(
+        f"And {len(rest)} more: status.prefilter.devices of the node says which.", tuple(devices)[:MOST]
+    )
+    return (*_some_failures(found[: MOST_PROBLEMS - 1]), more)
 
 
 def problems_of(told: Told, share: Share | None) -> list[str]:

@@ -12,13 +12,17 @@ from netloom.kernel.probe.packets import UDP_PORT
 
 TUNNEL_OVERHEAD = 50
 
+BOTH = "IPv4 and IPv6"
+"""Of a text that is of both address families."""
+
 Where = Literal["", "here", "there", "way there", "way back", "between"]
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """passes: None where it cannot be known, as nobody there would answer. where: they are lost. reason: for the
-    condition; text: for people, with what mends it. size, largest: bytes, of pods' packets and of those that pass.
-    seconds: the round trip. seen: by which way it was looked: `pods`, or only `nodes`."""
+    condition; text: for people, with what mends it; both: the same, said of both address families at once. size,
+    largest: bytes, of pods' packets and of those that pass. seconds: the round trip. seen: by which way it was looked:
+    `pods`, or only `nodes`."""
 
     peer: str
     family: int
@@ -27,6 +31,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     where: Where = ""
     text: str = ""
+    both: str = ""
     size: int = 0
     largest: int = 0
     seconds: float = 0.0
@@ -38,17 +43,20 @@ def finding(evidence: Evidence, *, alive: bool | None, switch: str = "", never: 
     answered by that peer so far, and others answer. switch: of this node's, that is off and
     keeps it from forwarding, as `sysctl` names it."""
     found = evidence
-    passes, reason, where, text = (True, "", "", "") if found.passes else _verdict(found, alive, switch)
-    if never and passes is False and reason in _SILENT:
-        passes, reason, where, text = None, "NeverAnswered", "", _never(found, text)
+    verdict: _Verdict = (True, "", "", "")
+    both = ""
+    if not found.passes:
+        verdict, (*_, both) = (_judged(found, of, alive, switch, never) for of in (f"IPv{found.family}", BOTH))
+    passes, reason, where, text = verdict
     return Finding(
         peer=found.target.name,
         family=found.family,
         way=str(found.way),
         passes=passes,
         reason=reason,
-        where=where,  # type: ignore[arg-type]
+        where=where,
         text=text,
+        both=both,
         size=found.size,
         largest=found.largest,
         seconds=round(found.seconds, 6),
@@ -56,13 +64,13 @@ def finding(evidence: Evidence, *, alive: bool | None, switch: str = "", never: 
     )
 
 
-def not_forwarded(family: int, switch: str, refused: bool = False) -> str:
-    """Why this node's own forwarding does not let pods' packets through."""
+def not_forwarded(of: str, switch: str, refused: bool = False) -> str:
+    """Why this node's own forwarding does not let pods' packets through. of: which address family, or both."""
     if switch:
-        return f"this node forwards no packets of pods (IPv{family}): {switch} is 0. `sysctl -w {switch}=1`."
+        return f"this node forwards no packets of pods ({of}): {switch} is 0. `sysctl -w {switch}=1`."
     does = "refuses" if refused else "drops"
     return (
-        f"this node's forward hook {does} packets of pods (IPv{family}). `nft list ruleset` (at `hook forward`) "
+        f"this node's forward hook {does} packets of pods ({of}). `nft list ruleset` (at `hook forward`) "
         "and `iptables -S FORWARD` show by which rule; with firewalld, put the pods' networks into the zone trusted."
     )
 
@@ -73,70 +81,75 @@ def sentences(findings: Iterable[Finding]) -> list[str]:
     for each in findings:
         key = (each.peer, each.way, each.reason, each.where, each.size, each.largest)
         first = said.setdefault(key, each)
-        if first.family != each.family:
-            family = f"IPv{first.family}"
-            said[key] = msgspec.structs.replace(
-                first, text=first.text.replace(family, f"{family} and IPv{each.family}")
-            )
+        if first.family != each.family and first.both:  # an older agent has but one text
+            said[key] = msgspec.structs.replace(first, text=first.both)
     return list(dict.fromkeys(each.text for each in said.values() if each.text))
 
 
 _SILENT = ("UnderlayPortDropped", "NetworkDropsPods", "UnderlayUnreachable")
 """What is said where nothing at all comes from the peer's agent, which may be none that probes."""
 
-_Verdict = tuple[bool | None, str, str, str]
+_Verdict = tuple[bool | None, str, Where, str]
 
 
-def _verdict(found: Evidence, alive: bool | None, switch: str) -> _Verdict:
+def _judged(found: Evidence, of: str, alive: bool | None, switch: str, never: bool) -> _Verdict:
+    """of: the address family, or both, in words."""
+    passes, reason, where, text = _verdict(found, of, alive, switch)
+    if never and passes is False and reason in _SILENT:
+        return None, "NeverAnswered", "", _never(found, of, text)
+    return passes, reason, where, text
+
+
+def _verdict(found: Evidence, of: str, alive: bool | None, switch: str) -> _Verdict:
     name, way = found.target.name, found.way
-    pods = f"packets of pods to {name} (IPv{found.family}, {way})"
+    pods = f"packets of pods to {name} ({of}, {way})"
     if not way.device:
         return False, "NoRoute", "here", f"{pods} have no route on this node; DataplaneReady says why."
     if found.largest:
-        return _too_large(found)
+        return _too_large(found, of)
     if found.host == "refused" and found.forwards is not False:
         what = f"{name}: no agent answers there (UDP port {UDP_PORT}), so it is not known whether packets of pods pass."
         return None, "NoAgentThere", "", f"{what} Its Lease, or its features, say why."
     if found.forwards is False:
         refused = found.rejected is not None and found.rejected.kind == "filter"
-        return False, "ForwardHookDrops", "here", not_forwarded(found.family, switch, refused)
+        return False, "ForwardHookDrops", "here", not_forwarded(of, switch, refused)
     if found.rejected is not None and found.rejected.kind == "filter":
-        return _refused(found)
+        return _refused(found, of)
     if not found.peer_device:
         what = f"{name}: its agent has no device for the probe, so it is not known whether packets of pods pass."
         return None, "NoDeviceThere", "", f"{what} Its condition PodTrafficPasses says what it lacks."
     if found.host == "answered":
-        return _in_forward_hook(found)
-    return _silent(found, alive)
+        return _in_forward_hook(found, of)
+    return _silent(found, of, alive)
 
 
-def _too_large(found: Evidence) -> _Verdict:
+def _too_large(found: Evidence, of: str) -> _Verdict:
     carries = found.largest + (TUNNEL_OVERHEAD if found.way.port else 0)
     text = (
-        f"packets of up to {found.largest} bytes pass to {found.target.name} (IPv{found.family}, {found.way}), "
+        f"packets of up to {found.largest} bytes pass to {found.target.name} ({of}, {found.way}), "
         f"those of {found.size} bytes, which pods send, do not: the network between the nodes carries {carries} bytes. "
         f"In NetloomNetwork {NETWORK_NAME} set spec.mtu to {carries}, or let the network carry more."
     )
     return False, "PacketsTooLarge", "between", text
 
 
-def _refused(found: Evidence) -> _Verdict:
+def _refused(found: Evidence, of: str) -> _Verdict:
     assert found.rejected is not None
     name, by = found.target.name, found.rejected.by
     there = by in (found.target.host, found.target.underlay)
     who = f"the forward hook of {name}" if there else f"a filter at {format_address(by)}"
     text = (
-        f"{who} refuses packets of pods from this node to {name} (IPv{found.family}). There, `nft list ruleset` and "
+        f"{who} refuses packets of pods from this node to {name} ({of}). There, `nft list ruleset` and "
         "`iptables -S FORWARD` show by which rule; with firewalld, put the pods' networks into the zone trusted."
     )
     return False, "ForwardHookRefuses", "there" if there else "between", text
 
 
-def _in_forward_hook(found: Evidence) -> _Verdict:
+def _in_forward_hook(found: Evidence, of: str) -> _Verdict:
     name, device = found.target.name, found.way.device
     if not found.peer_forwards:
         text = (
-            f"the forward hook of {name} drops packets of pods (IPv{found.family}), or forwarding is off there: its "
+            f"the forward hook of {name} drops packets of pods ({of}), or forwarding is off there: its "
             "condition PodTrafficPasses says which."
         )
         return False, "ForwardHookDrops", "there", text
@@ -149,17 +162,17 @@ def _in_forward_hook(found: Evidence) -> _Verdict:
     else:
         lost, first, then = "packets to", f"this node (what leaves by {device})", f"{name} (what comes in)"
     text = (
-        f"{lost} {name} (IPv{found.family}, {found.way}) are lost when pods send them, and pass when the nodes "
+        f"{lost} {name} ({of}, {found.way}) are lost when pods send them, and pass when the nodes "
         f"themselves do: a filter in the forward hook drops them, of {first} or of {then}. `nft list ruleset` and "
         "`iptables -S FORWARD` show it."
     )
-    where = "way back" if found.seen else "way there"
+    where: Where = "way back" if found.seen else "way there"
     return False, "ForwardHookDrops", where, text
 
 
-def _never(found: Evidence, text: str) -> str:
+def _never(found: Evidence, of: str, text: str) -> str:
     return (
-        f"{found.target.name} never answered this agent (IPv{found.family}, {found.way}), and others do: either its "
+        f"{found.target.name} never answered this agent ({of}, {found.way}), and others do: either its "
         f"agent does not probe (an older one, or without the feature `probe`) and its INPUT chain drops UDP port "
         f"{UDP_PORT}, or {text}"
     )
@@ -176,7 +189,7 @@ def _untracked(found: Evidence) -> str:
     )
 
 
-def _silent(found: Evidence, alive: bool | None) -> _Verdict:
+def _silent(found: Evidence, of: str, alive: bool | None) -> _Verdict:
     name, way = found.target.name, found.way
     underlay = format_address(found.target.underlay) if found.target.underlay else "its node"
     port = f"UDP port {way.port} ({way.kind})"
@@ -185,7 +198,7 @@ def _silent(found: Evidence, alive: bool | None) -> _Verdict:
     if found.heard:
         what = port if way.port else "packets with pods' addresses"
         text = (
-            f"packets from this node to {name} (IPv{found.family}, {way}) are lost on the way, those from there "
+            f"packets from this node to {name} ({of}, {way}) are lost on the way, those from there "
             f"arrive. Look for what drops {what} in that one direction: from this node to {underlay}."
             f"{_untracked(found)}"
         )
@@ -205,7 +218,7 @@ def _silent(found: Evidence, alive: bool | None) -> _Verdict:
         return False, "UnderlayPortDropped", "between", text
     if found.ping:
         text = (
-            f"{name} ({underlay}) answers ping, and packets of pods (IPv{found.family}, native) are lost: the network "
+            f"{name} ({underlay}) answers ping, and packets of pods ({of}, native) are lost: the network "
             "between the nodes does not carry pods' addresses. It needs routes to the pod CIDRs, and must not filter "
             "by source (anti-spoofing, source/destination check)."
         )
@@ -216,7 +229,7 @@ def _silent(found: Evidence, alive: bool | None) -> _Verdict:
     pinged = f"{underlay} does not answer ping either" if found.ping is False else "this process may send no ping"
     text = (
         f"{name}: its agent gives signs of life, and nothing comes back from it "
-        f"(IPv{found.family}, {way}); {pinged}. Look at the network between this node and "
+        f"({of}, {way}); {pinged}. Look at the network between this node and "
         f"{underlay}: routes, firewall, cable."
     )
     return False, "UnderlayUnreachable", "between", text
