@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from netloom.runtime.yaml_documents import documents
 from netloom_e2e import binaries
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +55,7 @@ def template(
 
 def rendered(*values: Path | Mapping[str, Any], **options: Any) -> list[Manifest]:
     """The manifests; as `template`."""
-    return [each for each in yaml.load_all(template(*values, **options), yaml.CSafeLoader) if each]
+    return [each for each in documents(template(*values, **options)) if each]
 
 
 def older(before: Path, folder: Path) -> Path:

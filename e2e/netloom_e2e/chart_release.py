@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from netloom.runtime.yaml_documents import documents
 from netloom.webhook import certificates
 from netloom.webhook.names import CA_SECRET, NAME, NAMESPACE
 from netloom_e2e.allocations import Cluster
@@ -59,7 +58,7 @@ class Release:
         assert done.returncode == 0, (done.stderr, self.hooks.ran)
         for part in ("manifest", "hooks"):
             text = self.plane.helm("get", part, "netloom", f"--namespace={NAMESPACE}").stdout
-            self.rights += filter(_lives, yaml.load_all(text, yaml.CSafeLoader))
+            self.rights += filter(_lives, documents(text))
 
     def put(self, verb: str, *values: str) -> None:
         """Installs or upgrades it."""

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
 from netloom.cli.printing import as_yaml
+from netloom.runtime.yaml_documents import documents
 from netloom_e2e import chart_guard, chart_values, crds
 from netloom_e2e.chart import CHART, CI, ROOT, template
 
@@ -67,7 +66,7 @@ def _rendered(values: Path, namespace: str) -> str:
 
 def _golden(text: str) -> str:
     """Without what the guard's manifests and the dashboard say at length: these have tests of their own."""
-    manifests = [each for each in yaml.load_all(text, yaml.CSafeLoader) if each]
+    manifests = [each for each in documents(text) if each]
     for each in manifests:
         if each["apiVersion"].startswith("admissionregistration"):
             each.pop("spec", None)
@@ -78,8 +77,10 @@ def _golden(text: str) -> str:
 
 
 def _rights() -> str:
-    documents = yaml.safe_load_all((EXAMPLES / "rbac.yaml").read_text())
-    found = {(each["kind"], each["metadata"]["name"]): each.get("rules") for each in documents}
+    found = {
+        (each["kind"], each["metadata"]["name"]): each.get("rules")
+        for each in documents((EXAMPLES / "rbac.yaml").read_text())
+    }
     rights = {name: found[role] for role, name in _ROLES.items()}
     return "# Of docs/examples/rbac.yaml, by `make chart`.\n" + as_yaml([rights])
 

@@ -11,6 +11,7 @@ import typer
 import yaml
 
 from netloom.cli.app import app
+from netloom.runtime.yaml_documents import documents
 from netloom.webhook.manifests import Installation, render
 from netloom.webhook.names import Guarded, Scope
 from netloom_e2e import chart_sources
@@ -155,11 +156,7 @@ def test_a_guard_has_no_option_that_the_chart_forgot() -> None:
 
 @pytest.mark.parametrize("golden", sorted(chart_sources.GOLDEN.glob("*.yaml")), ids=lambda path: path.stem)
 def test_pods_are_started_by_words_that_netloom_knows(golden: Path) -> None:
-    pods = [
-        each
-        for each in yaml.load_all(golden.read_text(), yaml.CSafeLoader)
-        if each["kind"] in ("DaemonSet", "Deployment")
-    ]
+    pods = [each for each in documents(golden.read_text()) if each["kind"] in ("DaemonSet", "Deployment")]
     assert pods
     for pod in pods:
         for container in pod["spec"]["template"]["spec"]["containers"]:

@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 import pytest
-import yaml
 
 from netloom.api.cilium import ContainersSpec
 from netloom.guard.cilium_workload import overrides
+from netloom.runtime.yaml_documents import documents
 from netloom.webhook.names import Scope
 from netloom_e2e.asking import HelmAsk
 from netloom_e2e.client import ApiFailure
@@ -29,9 +29,7 @@ Manifest = dict[str, Any]
 Change = Callable[[Manifest], None]
 
 CHART = Path(__file__).parents[1] / "netloom_e2e" / "cilium_chart"
-PARTS: list[Manifest] = list(
-    yaml.load_all((Path(__file__).parent / "guard" / "cilium-workloads.yaml").read_text(), yaml.CSafeLoader)
-)
+PARTS: list[Manifest] = list(documents((Path(__file__).parent / "guard" / "cilium-workloads.yaml").read_text()))
 VALUES = {"ipam": {"operator": {"clusterPoolIPv4PodCIDRList": ["10.0.0.0/16"]}}, "extraObjects": PARTS}
 CONFIG = "/api/v1/namespaces/kube-system/configmaps/cilium-config"
 RECORD = "/api/v1/namespaces/netloom-system/configmaps/netloom-guard"

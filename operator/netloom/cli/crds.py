@@ -35,13 +35,15 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """All manifests in the folder's YAML files. Raises UserError where one is no definition, or there is none."""
     import yaml
 
+    from netloom.runtime.yaml_documents import documents
+
     found: list[dict[str, Any]] = []
     for file in sorted(folder.glob("*.yaml")):
         try:
-            documents = list(yaml.safe_load_all(file.read_text()))
-        except (OSError, yaml.YAMLError) as error:
+            contents = documents(file.read_text())
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{file} cannot be read: {error}") from error
-        for each in filter(None, documents):
+        for each in filter(None, contents):
             if not isinstance(each, dict) or each.get("kind") != KIND:
                 raise UserError(f"{file} holds something that is no {KIND}; only these may be in there")
             found.append(each)

@@ -25,6 +25,7 @@ from yarl import URL
 from netloom.runtime import slim, tls
 from netloom.runtime.errors import ConfigError
 from netloom.runtime.tls import ApiEndpoint, Pem
+from netloom.runtime.yaml_documents import documents
 
 log = structlog.get_logger(__name__)
 
@@ -386,9 +387,9 @@ def choose(paths: str, context: str | None, content: Mapping[Path, Any]) -> Kube
 
 def _mapping(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        found = documents(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"kubeconfig {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
+    if len(found) != 1 or not isinstance(found[0], dict):
         raise ConfigError(f"kubeconfig {path} is empty or not a mapping")
-    return content
+    return found[0]

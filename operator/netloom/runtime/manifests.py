@@ -17,6 +17,7 @@ import yaml
 from netloom.api import problem
 from netloom.api.meta import Object, Resource
 from netloom.runtime.store import key_of
+from netloom.runtime.yaml_documents import documents
 
 Kind = tuple[str, str]
 """apiVersion and kind."""
@@ -97,13 +98,13 @@ def _documents(file: str, content: bytes) -> Iterator[tuple[int, Any]]:
     """Number and content of each document; the items of a `kind: List` count as parts of its document."""
     try:
         if file.endswith(".json"):
-            documents = [msgspec.json.decode(content)]
+            found = [msgspec.json.decode(content)]
         else:
-            documents = list(yaml.load_all(content, Loader=_Loader))
+            found = documents(content, _Loader)
     except (yaml.YAMLError, msgspec.DecodeError, UnicodeDecodeError) as error:
         message = " ".join(str(error).replace('in "<byte string>", ', "").split())
         raise InvalidManifests(ManifestProblem(file, 0, "", message)) from error
-    for number, document in enumerate(documents, start=1):
+    for number, document in enumerate(found, start=1):
         if isinstance(document, dict) and isinstance(document.get("items"), list):
             for item in document["items"]:
                 yield number, item
