@@ -66,6 +66,18 @@ def made(name: str, make: Callable[[Path, Path], None], kept: float = KEPT_SECON
     return folder
 
 
+@contextmanager
+def in_use(name: str, kept: float = KEPT_SECONDS) -> Iterator[Path]:
+    """A folder of the cache that a build goes on with from the last time, and that no other build uses or removes
+    meanwhile. kept: as of `made`."""
+    folder = cache() / name
+    cache().mkdir(parents=True, exist_ok=True)
+    with _locked(cache() / f"{name}.lock") as lock:
+        lock.write_text(f"{kept:g}")
+        folder.mkdir(exist_ok=True)
+        yield folder
+
+
 def _make(folder: Path, make: Callable[[Path, Path], None], kept: float) -> None:
     if folder.is_dir() and not os.access(cache(), os.W_OK):
         return  # somebody else's, who looks after it

@@ -10,13 +10,13 @@ import hashlib
 import os
 import platform
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from netloom_e2e import binaries
-from netloom_e2e.build_cache import BinariesError, cache, made
+from netloom_e2e.build_cache import BinariesError, in_use, made
 from netloom_e2e.progress import follow
 
 SOURCES = Path(__file__).parent.parent / "images"
@@ -56,9 +56,9 @@ class Recipe:
         return self._digest(tuple(self.content))
 
     @property
-    def layers(self) -> Path | None:
-        """A folder for layers: another one when something steady changes, so that it does not grow for ever."""
-        return cache() / f"layers-{self.name}-{self._digest(self.steady)}" if self.steady else None
+    def layers(self) -> str | None:
+        """The cache's folder for layers: another when something steady changes, so that it does not grow for ever."""
+        return f"layers-{self.name}-{self._digest(self.steady)}" if self.steady else None
 
     def _digest(self, places: tuple[str, ...]) -> str:
         found = hashlib.sha256(f"{platform.machine()} {EPOCH}".encode())
@@ -96,7 +96,8 @@ def built(recipe: Recipe) -> Image:
         context = folder / "context"
         recipe.lay_out(context)
         bases = {argument: f"docker-archive:{image.archive}" for argument, image in recipe.bases.items()}
-        build(context, name, folder / "image.tar", log, bases, recipe.layers)
+        with in_use(recipe.layers, _KEPT_SECONDS) if recipe.layers else nullcontext() as layers:
+            build(context, name, folder / "image.tar", log, bases, layers)
         shutil.rmtree(context)
 
     return Image(name, made(f"image-{recipe.name}-{digest}", make) / "image.tar")
@@ -110,8 +111,6 @@ def build(
     layers: buildah's storage, which is kept; left out, it is gone with the build.
     """
     storage = layers or archive.parent / "storage"
-    if layers:
-        _drop_old(layers)
     # Its mounts end with it, in a namespace of their own. chroot: this may be a container itself.
     buildah = [
         *("unshare", "--mount", "--propagation", "private", "--", "buildah", "--storage-driver", "overlay"),
@@ -129,15 +128,6 @@ def build(
     finally:
         if not layers:
             shutil.rmtree(storage, ignore_errors=True)
-
-
-def _drop_old(layers: Path) -> None:
-    """Marks these layers as used, and removes those of the same image that nobody has used for a week."""
-    layers.mkdir(parents=True, exist_ok=True)
-    os.utime(layers)
-    for other in layers.parent.glob(f"{layers.name.rpartition('-')[0]}-*"):
-        if time.time() - other.stat().st_mtime > _KEPT_SECONDS:
-            shutil.rmtree(other, ignore_errors=True)
 
 
 def run_logged(command: list[str], title: str, folder: Path, log: Path) -> None:

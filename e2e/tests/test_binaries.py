@@ -189,9 +189,11 @@ def test_what_nobody_used_for_as_long_as_it_is_kept_goes_when_something_is_made(
     make("short-used", kept=7200)  # by the process that made it
     build_cache._met.clear()  # and by another
     make("used")
-    with build_cache._locked(cache / "held.lock"):
+    with build_cache._locked(cache / "held.lock"), build_cache.in_use("layers") as layers:
+        last_used("layers", 15)
         make("another")
-    assert left(tmp_path) == ["another", "held", "new-1.2", "short-used", "used"]
+        assert layers.is_dir()
+    assert left(tmp_path) == ["another", "held", "layers", "new-1.2", "short-used", "used"]
     assert not (cache / "old-1.2.lock").exists()
     make("old-1.2")
     assert left(tmp_path) == ["another", "new-1.2", "old-1.2", "short-used", "used"], "nobody uses the other any more"
