@@ -54,13 +54,12 @@ def _cluster(own: int, other: Machine, number: int) -> Senders:
     """As one of the two nodes sees it, with all the others that are not there."""
     desired = Senders()
     desired.ports = (TunnelPort("vxlan", 8472),)
-    desired.set_node("me", (), (Cidr.parse(pod_cidr(own)),), 0)
-    desired.set_node("peer", (parse_address(other.address),), (Cidr.parse(pod_cidr(number)),), 0)
+    desired.set_nodes([("me", (), (Cidr.parse(pod_cidr(own)),))], 0)
+    desired.set_nodes([("peer", (parse_address(other.address),), (Cidr.parse(pod_cidr(number)),))], 0)
     for i in range(PEERS):
         high, low = divmod(i, 250)
-        desired.set_node(
-            f"node-{i}", (parse_address(f"172.16.{high}.{low + 1}"),), (Cidr.parse(f"100.{64 + high}.{low}.0/24"),), 0
-        )
+        source, pods = parse_address(f"172.16.{high}.{low + 1}"), Cidr.parse(f"100.{64 + high}.{low}.0/24")
+        desired.set_nodes([(f"node-{i}", (source,), (pods,))], 0)
     return desired
 
 

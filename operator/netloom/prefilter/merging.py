@@ -21,7 +21,7 @@ from netloom.cidr import VERSIONS, Version
 from netloom.prefilter.merged import Merged
 from netloom.prefilter.packing import counted, marked
 from netloom.prefilter.records import SIZES, Records, boundaries, within
-from netloom.prefilter.rules import ALLOW, EMPTY, ENTRY_SIZES, SLOT, Entries, mark
+from netloom.prefilter.rules import ALLOW, EMPTY, ENTRY_SIZES, Entries, mark
 
 PIECE = 1 << 14
 """Entries that are objects at a time."""
@@ -212,8 +212,3 @@ def _common_end(one: bytes, other: bytes, most: int) -> int:
         else:
             high = middle - 1
     return low
-
-
-def slot_of(value: int) -> int:
-    """Of a value."""
-    return value & SLOT

@@ -3,11 +3,15 @@
 import asyncio
 import contextlib
 import errno
+import importlib
 import itertools
-from collections.abc import AsyncIterator
+import pkgutil
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from netloom import kernel
+from netloom.kernel import ownership
 from netloom.kernel.keeper import retries
 from netloom.kernel.keeper.retries import Retries
 from netloom.kernel.masquerade.table_part import MasqueradeTable
@@ -17,7 +21,7 @@ from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MeshRows
-from netloom.kernel.ownership import ENDPOINTS, HOLES, MASQUERADE, MESH, PROBE
+from netloom.kernel.ownership import ENDPOINTS, MESH, PROBE, Ownership
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FaultyCommands
 from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
@@ -51,14 +55,35 @@ async def pods_of(node: Namespace) -> AsyncIterator[tuple[PodKeeper, PodRoutes]]
 
 
 def test_no_two_parts_own_the_same() -> None:
-    for one, other in itertools.combinations((MESH, HOLES, MASQUERADE, PROBE, ENDPOINTS), 2):
+    declared = {name: each for name, each in vars(ownership).items() if isinstance(each, Ownership)}
+    assert len(declared) >= 8
+    for one, other in itertools.combinations(declared.values(), 2):
         for kind in ("routes", "nexthops", "rules"):
             mine, theirs = getattr(one, kind), getattr(other, kind)
             assert not (mine and theirs) or mine.stop <= theirs.start or theirs.stop <= mine.start
         assert not set(one.tables) & set(other.tables)
+        assert not set(one.chains) & set(other.chains)
     names = {"netloom_vxlan": MESH, "netloom_g7000": MESH, "netloom_probe": PROBE, "netloom_pa2b3c4": ENDPOINTS}
     for name, owner in names.items():
-        assert [each for each in (MESH, MASQUERADE, PROBE, ENDPOINTS) if each.link(name)] == [owner]
+        assert [each for each in declared.values() if each.link(name)] == [owner]
+
+
+def test_every_part_says_what_it_owns_by_one_of_the_declarations() -> None:
+    """What it owns nothing of, it only reads."""
+    declared = [each for each in vars(ownership).values() if isinstance(each, Ownership)]
+    found = dict(_parts())
+    assert len(found) >= 10
+    for name, owns in found.items():
+        assert owns in declared or owns == Ownership(), f"{name} owns what nobody declared"
+    assert [each for each in declared if each not in found.values()] == [], "nobody's"
+
+
+def _parts() -> Iterator[tuple[str, Ownership]]:
+    for module in pkgutil.walk_packages(kernel.__path__, "netloom.kernel."):
+        for name, each in vars(importlib.import_module(module.name)).items():
+            owns = getattr(each, "owns", None)
+            if isinstance(each, type) and each.__module__ == module.name and isinstance(owns, Ownership):
+                yield name, owns
 
 
 def test_what_is_pending_is_counted_as_it_is_listed() -> None:

@@ -205,7 +205,7 @@ async def test_a_node_of_five_thousand_costs_three_elements(node: Namespace, kee
         assert (await keeper.apply(desired)).in_sync
         assert since(keeper, before) == written
     before = keeper.stats
-    desired.set_node("node-6000", (), (), 0)
+    desired.set_nodes([("node-6000", (), ())], 0)
     desired.expire(0)
     await keeper.apply(desired)
     assert since(keeper, before) == {"delsetelem": 5}
@@ -220,7 +220,7 @@ async def test_another_prefix_length_or_port_changes_rules_and_no_element(node: 
     assert (await keeper.apply(desired)).in_sync
     assert since(keeper, before) == {"newset": 2, "newsetelem": 3, "delrule": 16, "newrule": 18}
     before = keeper.stats
-    desired.set_node("node-4", (), (), 0)
+    desired.set_nodes([("node-4", (), ())], 0)
     desired.expire(0)
     assert (await keeper.apply(desired)).in_sync
     assert since(keeper, before) == {"delset": 2, "delsetelem": 1, "delrule": 18, "newrule": 16}
@@ -254,7 +254,7 @@ async def test_two_nodes_that_claim_the_same_keep_it_until_both_are_gone(node: N
     keeper, desired = await keepers.open(), senders(2)
     add(desired, 3, "10.2.0.0/24", addresses=("192.168.7.2",))
     await keeper.apply(desired)
-    desired.set_node("node-3", (), (), 0)
+    desired.set_nodes([("node-3", (), ())], 0)
     desired.expire(0)
     await keeper.apply(desired)
     assert ours(node) == GOLDEN
@@ -438,5 +438,5 @@ def test_many_packed_keys_at_once_are_as_one_by_one(there: list[bytes], more: li
 
 def test_a_set_for_each_prefix_length() -> None:
     desired = Senders()
-    desired.set_node("a", (bytes([10, 0, 0, 1]),), (Cidr.parse("10.1.0.0/24"), Cidr.parse("fd00::/56")), 0)
+    desired.set_nodes([("a", (bytes([10, 0, 0, 1]),), (Cidr.parse("10.1.0.0/24"), Cidr.parse("fd00::/56")))], 0)
     assert sorted(map(str, desired.keys)) == ["nodes", "pairs4-24", "pairs6-56", "pods4-24", "pods6-56"]

@@ -26,7 +26,7 @@ def senders(
     """Node 1's, among nodes N that send from 192.168.7.N for 10.N.0.0/24 and fd00:N::/64."""
     desired = Senders(linger=linger)
     desired.ports, desired.checked = ports, checked
-    desired.set_node("node-1", (), (Cidr.parse("10.1.0.0/24"), Cidr.parse("fd00:1::/64")), 0)
+    desired.set_nodes([("node-1", (), (Cidr.parse("10.1.0.0/24"), Cidr.parse("fd00:1::/64")))], 0)
     for number in numbers or (2, 3):
         add(desired, number)
     return desired
@@ -35,7 +35,7 @@ def senders(
 def add(desired: Senders, number: int, *cidrs: str, addresses: tuple[str, ...] = ()) -> None:
     pods = cidrs or (f"10.{number}.0.0/24", f"fd00:{number:x}::/64")
     froms = tuple(map(parse_address, addresses or (f"192.168.7.{number}",)))
-    desired.set_node(f"node-{number}", froms, tuple(map(Cidr.parse, pods)), 0)
+    desired.set_nodes([(f"node-{number}", froms, tuple(map(Cidr.parse, pods)))], 0)
 
 
 class Keepers:

@@ -30,7 +30,7 @@ UNKNOWN = "unknown"
 NAME_SIZE = 16
 """Bytes of a device's name."""
 
-STATE_INVALID, STATE_ESTABLISHED, STATE_RELATED, STATE_NEW, STATE_UNTRACKED = 1, 2, 4, 8, 64
+STATE_INVALID, STATE_ESTABLISHED, STATE_RELATED, STATE_NEW = 1, 2, 4, 8
 """NF_CT_STATE_BIT of linux/netfilter/nf_conntrack_common.h, as nftables' `ct state` has them."""
 
 PROTOCOL_FAMILY = {"ip": 2, "ip6": 10}

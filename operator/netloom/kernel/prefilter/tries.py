@@ -5,7 +5,6 @@ entry, and what stays is there all the time; a large one fills a new trie, which
 """
 
 import os
-import time
 from hashlib import blake2b
 
 import msgspec
@@ -37,14 +36,13 @@ class FamilyTrie:
     """Of one set of rules, see the module. Used by one thread at a time.
 
     known: what the kernel holds, as far as that is known.
-    trie: the one in force; None: there is none, and nothing is dropped. read_seconds: what the last whole reading took.
+    trie: the one in force; None: there is none, and nothing is dropped.
     """
 
     def __init__(self, family: str, pins: Pins, outer: int, number: int = 0) -> None:
         self.family = family
         self.known: Entries | None = None
         self.trie: Trie | None = None
-        self.read_seconds = 0.0
         self._pins = pins
         self._outer = outer
         self._key_size = KEY_SIZES[family]
@@ -137,16 +135,13 @@ class FamilyTrie:
     def _read(self, inspection: Inspection | None) -> bytes:
         """A digest of all that the kernel tells of the trie in force; b"" if the inspection has seen enough."""
         assert self.trie is not None
-        begun, digest = time.monotonic(), blake2b(digest_size=16)
-        try:
-            for keys, values in bpf.entries(self.trie.descriptor, self._key_size, VALUE_SIZE):
-                digest.update(keys)
-                digest.update(values)
-                if inspection is not None and not inspection.take(keys, values):
-                    return b""
-            return digest.digest()
-        finally:
-            self.read_seconds = time.monotonic() - begun
+        digest = blake2b(digest_size=16)
+        for keys, values in bpf.entries(self.trie.descriptor, self._key_size, VALUE_SIZE):
+            digest.update(keys)
+            digest.update(values)
+            if inspection is not None and not inspection.take(keys, values):
+                return b""
+        return digest.digest()
 
     def _change(self, difference: Difference) -> int:
         """Exceptions come first and go last: in between, nothing is dropped that neither content drops."""

@@ -74,13 +74,9 @@ class Senders:
         self._journal: list[Change] = []
         self._is_read = False
 
-    def set_node(self, name: str, addresses: Iterable[Address], cidrs: Iterable[Cidr], now: float) -> None:
-        """It may send from these IPv4 addresses, and for pods in these CIDRs. now: monotonic seconds. This node is one
-        without addresses: nobody sends for its pods."""
-        self.set_nodes([(name, addresses, cidrs)], now)
-
     def set_nodes(self, nodes: Iterable[tuple[str, Iterable[Address], Iterable[Cidr]]], now: float) -> None:
-        """The same of many, by name, addresses and CIDRs."""
+        """By name: they may send from these IPv4 addresses, and for pods in these CIDRs. This node is one without
+        addresses: nobody sends for its pods. now: monotonic seconds."""
         came: dict[SetName, list[bytes]] = {}
         for name, addresses, cidrs in nodes:
             new, old = _pack(addresses, cidrs), self._nodes.get(name, _NOTHING)
