@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from netloom.cidr import Cidr
 from netloom.kernel.masquerade.outermost import keys
-from netloom.kernel.mesh import row_messages
+from netloom.kernel.mesh import row_messages, row_readers
 from netloom.kernel.mesh.rows import Nexthop, RouteContent
 from netloom.kernel.netlink import links, nftables
 from netloom.kernel.netlink.messages import (
@@ -121,8 +121,8 @@ KINDS = (
         _encode_route,
         row_messages.encode_routes,
         [(Cidr.of(_address(number), 24), RouteContent(number + 1), None) for number in range(_NUMBER)],
-        row_messages.read_route,
-        row_messages.route_reader(),
+        row_readers.read_route,
+        row_readers.route_reader(),
     ),
     Kind(
         "nexthop",
@@ -131,8 +131,8 @@ KINDS = (
         _encode_nexthop,
         row_messages.encode_nexthops,
         [(number + 1, Nexthop(7, _address(number), _address(number), 1), None) for number in range(_NUMBER)],
-        row_messages.read_nexthop,
-        row_messages.nexthop_reader(),
+        row_readers.read_nexthop,
+        row_readers.nexthop_reader(),
     ),
     Kind(
         "neighbour",
@@ -141,8 +141,8 @@ KINDS = (
         _encode_neighbour,
         row_messages.encode_neighbours,
         [((7, _address(number)), _MAC, None) for number in range(_NUMBER)],
-        row_messages.read_neighbour,
-        row_messages.neighbour_reader(),
+        row_readers.read_neighbour,
+        row_readers.neighbour_reader(),
     ),
 )
 

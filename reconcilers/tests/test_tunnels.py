@@ -32,7 +32,7 @@ from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.desired import Bystander, MeshNode
 from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Encapsulation
 from netloom.kernel.mesh.holes import HoleRules
-from netloom.kernel.mesh.mesh import AddressConflict
+from netloom.kernel.mesh.peer_claims import AddressConflict
 from netloom.kernel.mesh.rivals import ForeignRoute, RivalRoute
 from netloom.kernel.mesh.withheld import WithheldRoute
 from netloom.runtime.store import Store

@@ -17,7 +17,7 @@ from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN, Encapsulation
 from netloom.kernel.mesh.holes import HoleRules, Holes
 from netloom.kernel.mesh.lifelines import Device, Lifelines, NodeRoute, NodeSurroundings
-from netloom.kernel.mesh.row_messages import read_route
+from netloom.kernel.mesh.row_readers import read_route
 from netloom.kernel.mesh.rows import UNREACHABLE
 from netloom.kernel.netlink.sockets import EventSocket, walk
 from netloom.kernel.netlink.wire import NAMES

@@ -15,7 +15,8 @@ from netloom.kernel.mesh.desired import Bystander, Desired, Peer
 from netloom.kernel.mesh.encapsulation import GENEVE, NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.fib import FibResult
 from netloom.kernel.mesh.lifelines import Device, NodeRoute, NodeSurroundings
-from netloom.kernel.mesh.mesh import AddressConflict, Mesh
+from netloom.kernel.mesh.mesh import Mesh
+from netloom.kernel.mesh.peer_claims import AddressConflict
 from netloom.kernel.mesh.rows import DeviceState, SeenNexthop, SeenRoute
 from netloom.kernel.ownership import NEXTHOP_IDS, ROUTE_PROTOCOL
 from tests.kernel.meshes import peer
@@ -46,7 +47,7 @@ def test_the_older_has_what_both_claim_in_any_order() -> None:
     old, young = peer(2, "10.9.0.0/24", since="2026-01"), peer(3, "10.9.0.0/24", "10.3.0.0/24", since="2026-02")
     for order in ((old, young), (young, old)):
         mesh = mesh_of(*order)
-        assert mesh.conflicts() == [AddressConflict("10.9.0.0/24", "node-2", "node-3")]
+        assert mesh.claims.conflicts() == [AddressConflict("10.9.0.0/24", "node-2", "node-3")]
         assert mesh.peer_of("route", Cidr.parse("10.9.0.0/24")) == "node-2"
         assert Cidr.parse("10.3.0.0/24") in mesh.routes.desired
 
@@ -72,10 +73,10 @@ def test_a_held_peer_makes_way_for_a_wider_cidr_of_one_that_lives_and_for_none_t
 def test_who_has_no_address_of_its_own_has_nothing() -> None:
     twin = msgspec.structs.replace(peer(3, since="2026-02"), underlay=peer(2).underlay)
     mesh = mesh_of(peer(2, since="2026-01"), twin)
-    assert [(c.claim, c.holder, c.peer) for c in mesh.conflicts()] == [("192.168.7.2", "node-2", "node-3")]
+    assert [(c.claim, c.holder, c.peer) for c in mesh.claims.conflicts()] == [("192.168.7.2", "node-2", "node-3")]
     assert wanted(mesh) == wanted(mesh_of(peer(2)))
     mesh.remove_peer("node-2")
-    assert mesh.conflicts() == []
+    assert mesh.claims.conflicts() == []
     assert wanted(mesh) == wanted(mesh_of(twin))
 
 
@@ -106,7 +107,7 @@ def test_ids_survive_a_restart_whatever_the_order_of_peers() -> None:
     routes = [SeenRoute(key, identity, ROUTE_PROTOCOL) for key, identity in before.routes.desired.items()]
     for order in (peers, peers[::-1]):
         restarted = Mesh()
-        restarted.load(kernel, dict(before.neighbours.desired), routes)
+        restarted.seen.load(kernel, dict(before.neighbours.desired), routes)
         restarted.set_device_state(CARRIERS)
         restarted.neighbours.load(dict(before.neighbours.desired))
         restarted.replace_peers(Desired(None, order))
@@ -117,7 +118,7 @@ def test_a_foreign_nexthop_keeps_its_id() -> None:
     own = next(iter(mesh_of(peer(2, "10.2.0.0/24")).nexthops.desired))
     mesh = Mesh()
     value = next(iter(mesh_of(peer(5, "10.5.0.0/24")).nexthops.desired.values()))
-    mesh.load([SeenNexthop(own, value, 42)], {}, [])
+    mesh.seen.load([SeenNexthop(own, value, 42)], {}, [])
     mesh.set_device_state(CARRIERS)
     mesh.set_peers([peer(2, "10.2.0.0/24")])
     assert list(mesh.nexthops.desired) == [own + 1]
@@ -130,7 +131,7 @@ def test_a_lost_nexthop_takes_its_routes_and_no_others() -> None:
         table.assume([*table.updates()])  # type: ignore[attr-defined]
     assert mesh.pending() == []
     lost = mesh.routes.desired[Cidr.parse("10.2.0.0/24")].nexthop
-    mesh.lost_nexthops({lost})
+    mesh.seen.lost_nexthops({lost})
     assert mesh.nexthops.pending == {lost}
     assert mesh.routes.pending == {Cidr.parse("10.2.0.0/24"), Cidr.parse("10.22.0.0/24")}
 
@@ -300,7 +301,7 @@ class MeshMachine(RuleBasedStateMachine):
         for mesh in (self.mesh, fresh):
             self.look_up(mesh)
         assert wanted(self.mesh) == wanted(fresh)
-        assert self.mesh.conflicts() == fresh.conflicts()
+        assert self.mesh.claims.conflicts() == fresh.claims.conflicts()
         assert self.mesh.withheld.routes() == fresh.withheld.routes()
         assert self.mesh.unreachable == fresh.unreachable
         assert self.mesh.fib.outgoing == fresh.fib.outgoing
@@ -323,4 +324,4 @@ def test_the_order_of_arrival_plays_no_part(some: list[Peer], random: object) ->
     shuffled = list(some)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert wanted(mesh_of(*some)) == wanted(mesh_of(*shuffled))
-    assert mesh_of(*some).conflicts() == mesh_of(*shuffled).conflicts()
+    assert mesh_of(*some).claims.conflicts() == mesh_of(*shuffled).claims.conflicts()

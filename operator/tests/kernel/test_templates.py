@@ -15,7 +15,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from netloom.cidr import Cidr, format_address
 from netloom.kernel.mac import Mac, format_mac
-from netloom.kernel.mesh import reader, row_messages
+from netloom.kernel.mesh import reader, row_readers
 from netloom.kernel.mesh.fib import FibResult
 from netloom.kernel.mesh.row_messages import (
     ask_route,
@@ -210,24 +210,24 @@ def test_what_the_kernel_shows_is_read_as_pyroute2_decodes_it(node: Namespace) -
         writes = [(key, value, None) for key, value in entries.items()]  # type: ignore[attr-defined]
         assert commands.execute(encode(writes)) == {}
     for request, read, plain, pyroute2, count in (
-        (dump_nexthops(), row_messages.nexthop_reader().read, row_messages.read_nexthop, nexthop_by_pyroute2, 330),
+        (dump_nexthops(), row_readers.nexthop_reader().read, row_readers.read_nexthop, nexthop_by_pyroute2, 330),
         (
             dump_routes(socket.AF_INET),
-            row_messages.route_reader().read,
-            row_messages.read_route,
+            row_readers.route_reader().read,
+            row_readers.read_route,
             route_by_pyroute2,
             230,
         ),
         (
             dump_routes(socket.AF_INET6),
-            row_messages.route_reader().read,
-            row_messages.read_route,
+            row_readers.route_reader().read,
+            row_readers.read_route,
             route_by_pyroute2,
             100,
         ),
     ):
-        of_routes = plain is row_messages.read_route
-        dump = [place for place in raw(commands, request) if not of_routes or row_messages.route_is_ours(*place[:2])]
+        of_routes = plain is row_readers.read_route
+        dump = [place for place in raw(commands, request) if not of_routes or row_readers.route_is_ours(*place[:2])]
         assert len(dump) == count
         expected = [pyroute2(*place) for place in dump]
         assert [plain(*place) for place in dump] == expected
@@ -235,9 +235,9 @@ def test_what_the_kernel_shows_is_read_as_pyroute2_decodes_it(node: Namespace) -
     assert {seen.id: seen.value for seen in reader.nexthops(commands)} == nexthops
     assert {seen.key: seen.content for seen in reader.routes(commands).ours if seen.owned} == routes
     assert reader.neighbours(commands, [tunnel["ifindex"]]) == neighbours
-    read = row_messages.neighbour_reader().read
+    read = row_readers.neighbour_reader().read
     for place in raw(commands, dump_neighbours(tunnel["ifindex"])):
-        seen = row_messages.read_neighbour(*place)
+        seen = row_readers.read_neighbour(*place)
         assert read(*place) == seen
         assert seen is None or not seen.mac or seen == neighbour_by_pyroute2(*place)
     commands.close()
@@ -248,7 +248,7 @@ def test_the_way_to_an_address_is_read_as_pyroute2_decodes_it(node: Namespace) -
     node.ip("route add unreachable 10.9.0.0/16")
     addresses = [bytes([192, 168, 7, number]) for number in range(2, 60)] + [bytes([10, n, 0, 1]) for n in range(20)]
     commands = CommandSocket()
-    read = row_messages.fib_result_reader().read
+    read = row_readers.fib_result_reader().read
     seen: list[tuple[bytes, FibResult]] = []
 
     def visit(number: int, kind: int, buffer: bytes, start: int, end: int) -> None:
@@ -257,7 +257,7 @@ def test_the_way_to_an_address_is_read_as_pyroute2_decodes_it(node: Namespace) -
             direct = answer.get_attr("RTA_GATEWAY") is None
             exact = direct and answer["dst_len"] == 32
             result = FibResult(answer.get_attr("RTA_OIF"), direct, exact, answer.get_attr("RTA_PREFSRC") or b"")
-            assert read(buffer, start, end) == row_messages.read_fib_result(buffer, start, end) == result
+            assert read(buffer, start, end) == row_readers.read_fib_result(buffer, start, end) == result
             seen.append((addresses[number], result))
 
     commands.ask([ask_route(number, address) for number, address in enumerate(addresses)], visit)

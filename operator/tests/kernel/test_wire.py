@@ -6,10 +6,8 @@ from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
 from netloom.kernel.mesh.fib import FibResult
-from netloom.kernel.mesh.row_messages import (
-    encode_neighbours,
-    encode_nexthops,
-    encode_routes,
+from netloom.kernel.mesh.row_messages import encode_neighbours, encode_nexthops, encode_routes
+from netloom.kernel.mesh.row_readers import (
     fib_result_reader,
     neighbour_reader,
     nexthop_reader,

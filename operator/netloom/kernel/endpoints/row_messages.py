@@ -21,25 +21,31 @@ from netloom.kernel.netlink.links import delete_address, device_name
 from netloom.kernel.netlink.messages import AddressMessage, NeighbourMessage, RouteMessage, encode
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.netlink.template import marker, message_template
-from netloom.kernel.netlink.wire import attributes
+from netloom.kernel.netlink.wire import (
+    NTF_PROXY,
+    NUD_PERMANENT,
+    ROUTE,
+    RTA_DST,
+    RTA_PRIORITY,
+    RTN_LOCAL,
+    RTN_UNICAST,
+    RTNH_ONLINK,
+    RTPROT_STATIC,
+    attributes,
+)
 from netloom.kernel.ownership import ENDPOINTS, ROUTE_PROTOCOL, ROUTE_TABLE
 
 METRIC = ENDPOINTS.routes.start
 """Of all routes to local pods."""
 
-_RTN_UNICAST, _RTN_LOCAL = 1, 2
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS = 1, 4, 5, 6, 7, 8
+_RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_METRICS = 4, 5, 7, 8
 _RTA_MULTIPATH, _RTA_CACHEINFO, _RTA_TABLE, _RTA_VIA, _RTA_ENCAP, _RTA_NH_ID = 9, 12, 15, 18, 22, 30
 _RTM_F_FIB_MATCH = 0x2000
 _NEVER_WRITTEN = {_RTA_GATEWAY, _RTA_PREFSRC, _RTA_METRICS, _RTA_MULTIPATH, _RTA_VIA, _RTA_ENCAP, _RTA_NH_ID}
-_RTNH_ONLINK = 4
-_RTPROT_STATIC = 4
 _NDA_DST, _NDA_LLADDR = 1, 2
-_NUD_PERMANENT, _NTF_PROXY = 0x80, 0x08
 _NO_DUPLICATE_DETECTION = 2
 
-_ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
 _SIZE: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 _FAMILY: dict[int, int] = {size: family for family, size in _SIZE.items()}
@@ -122,7 +128,7 @@ def encode_routes(writes: Writes) -> list[bytes]:
 @lru_cache
 def _route(size: int, length: int, replace: bool) -> bytes:
     fields = {"family": _FAMILY[size], "dst_len": length, "table": ROUTE_TABLE, "proto": ROUTE_PROTOCOL}
-    fields |= {"type": _RTN_UNICAST, "scope": _SCOPE_LINK if size == 4 else _SCOPE_UNIVERSE}
+    fields |= {"type": RTN_UNICAST, "scope": _SCOPE_LINK if size == 4 else _SCOPE_UNIVERSE}
     flags = wire.CREATE | (wire.REPLACE if replace else wire.EXCL)
     attributes = {"dst": _ADDRESS[size], "oif": _NUMBER, "priority": METRIC}
     return message_template(RouteMessage, wire.RTM_NEWROUTE, flags, fields, **attributes)
@@ -156,8 +162,8 @@ def default_route(gateway: Address, ifindex: int) -> bytes:
 
 @lru_cache
 def _default_route(size: int) -> bytes:
-    fields = {"family": _FAMILY[size], "table": ROUTE_TABLE, "proto": _RTPROT_STATIC, "type": _RTN_UNICAST}
-    fields |= {"flags": _RTNH_ONLINK}
+    fields = {"family": _FAMILY[size], "table": ROUTE_TABLE, "proto": RTPROT_STATIC, "type": RTN_UNICAST}
+    fields |= {"flags": RTNH_ONLINK}
     flags = wire.CREATE | wire.EXCL
     attributes = {"gateway": _ADDRESS[size], "oif": _NUMBER}
     return message_template(RouteMessage, wire.RTM_NEWROUTE, flags, fields, **attributes)
@@ -181,7 +187,7 @@ def encode_neighbours(writes: Writes) -> list[bytes]:
 
 @lru_cache
 def _neighbour(size: int) -> bytes:
-    fields = {"family": _FAMILY[size], "ifindex": _NUMBER, "state": _NUD_PERMANENT, "ndm_type": _RTN_UNICAST}
+    fields = {"family": _FAMILY[size], "ifindex": _NUMBER, "state": NUD_PERMANENT, "ndm_type": RTN_UNICAST}
     flags = wire.CREATE | wire.REPLACE
     return message_template(NeighbourMessage, wire.RTM_NEWNEIGH, flags, fields, dst=_ADDRESS[size], lladdr=_MAC)
 
@@ -249,16 +255,16 @@ def dump_addresses(ifindex: int = 0) -> bytes:
 
 def read_route(buffer: bytes, start: int, end: int) -> SeenPodRoute | None:
     """An RTM_NEWROUTE or RTM_DELROUTE, or None if it is of another table or family."""
-    family, length, _source, tos, table, protocol, scope, kind, _flags = _ROUTE.unpack_from(buffer, start)
+    family, length, _source, tos, table, protocol, scope, kind, _flags = ROUTE.unpack_from(buffer, start)
     if table != ROUTE_TABLE or family not in _SIZE:
         return None
     found = attributes(buffer, start + 12, end)
-    metric = int.from_bytes(found.get(_RTA_PRIORITY, b""), sys.byteorder)
-    prefix = Cidr.of(found.get(_RTA_DST) or bytes(_SIZE[family]), length)
+    metric = int.from_bytes(found.get(RTA_PRIORITY, b""), sys.byteorder)
+    prefix = Cidr.of(found.get(RTA_DST) or bytes(_SIZE[family]), length)
     ifindex = int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder)
     expires = family == socket.AF_INET6 and any(found.get(_RTA_CACHEINFO, b"")[8:12])
     usual = _SCOPE_LINK if family == socket.AF_INET else _SCOPE_UNIVERSE
-    odd = kind != _RTN_UNICAST or scope != usual or expires or not _NEVER_WRITTEN.isdisjoint(found)
+    odd = kind != RTN_UNICAST or scope != usual or expires or not _NEVER_WRITTEN.isdisjoint(found)
     return SeenPodRoute(RouteKey(prefix, ifindex, metric, tos), EDITED if odd else PLAIN, protocol)
 
 
@@ -288,9 +294,9 @@ def own_ways(commands: CommandSocket, address: Address) -> list[int]:
 
 def read_way(buffer: bytes, start: int, end: int) -> tuple[int, bool]:
     """The answer to `ask_way`: the ifindex, and whether the address is the namespace's own."""
-    kind = _ROUTE.unpack_from(buffer, start)[7]
+    kind = ROUTE.unpack_from(buffer, start)[7]
     found = attributes(buffer, start + 12, end)
-    return int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder), kind == _RTN_LOCAL
+    return int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder), kind == RTN_LOCAL
 
 
 def ways(commands: CommandSocket, addresses: Sequence[Address]) -> list[tuple[Address, int, bool]]:
@@ -312,12 +318,12 @@ def way_taken(commands: CommandSocket, address: Address) -> str:
     found: list[str] = []
 
     def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
-        _family, length, _source, _tos, table, protocol, _scope, _type, _flags = _ROUTE.unpack_from(buffer, start)
+        _family, length, _source, _tos, table, protocol, _scope, _type, _flags = ROUTE.unpack_from(buffer, start)
         said = attributes(buffer, start + 12, end)
-        prefix = Cidr.of(said.get(_RTA_DST) or bytes(len(address)), length)
+        prefix = Cidr.of(said.get(RTA_DST) or bytes(len(address)), length)
         metric, ifindex, table = (
             int.from_bytes(said.get(kind, default), sys.byteorder)
-            for kind, default in ((_RTA_PRIORITY, b""), (_RTA_OIF, b""), (_RTA_TABLE, bytes([table, 0, 0, 0])))
+            for kind, default in ((RTA_PRIORITY, b""), (_RTA_OIF, b""), (_RTA_TABLE, bytes([table, 0, 0, 0])))
         )
         by = f"dev {device_name(ifindex)} " if ifindex else ""
         found.append(f"{prefix} {by}metric {metric} table {table} proto {protocol}")
@@ -331,10 +337,10 @@ def read_neighbour(buffer: bytes, start: int, end: int) -> tuple[NeighbourKey, M
     """An RTM_NEWNEIGH or RTM_DELNEIGH; the MAC is EDITED_MAC unless it is a permanent entry. None if it is a bridge's
     or a proxy entry."""
     family, ifindex, state, flags, _kind = _NEIGHBOUR.unpack_from(buffer, start)
-    if family not in _SIZE or flags & _NTF_PROXY:
+    if family not in _SIZE or flags & NTF_PROXY:
         return None
     found = attributes(buffer, start + 12, end, _NDA_LLADDR)
-    mac = found.get(_NDA_LLADDR, EDITED_MAC) if state == _NUD_PERMANENT else EDITED_MAC
+    mac = found.get(_NDA_LLADDR, EDITED_MAC) if state == NUD_PERMANENT else EDITED_MAC
     return (ifindex, found.get(_NDA_DST, b"")), mac
 
 

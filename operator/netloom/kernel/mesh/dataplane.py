@@ -18,7 +18,8 @@ from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.devices_part import MeshDevices
 from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.kernel.mesh.holes_part import MeshHoles
-from netloom.kernel.mesh.mesh import AddressConflict, Mesh
+from netloom.kernel.mesh.mesh import Mesh
+from netloom.kernel.mesh.peer_claims import AddressConflict
 from netloom.kernel.mesh.plan import planned_changes
 from netloom.kernel.mesh.rivals import RivalRoute
 from netloom.kernel.mesh.rows import DeviceState
@@ -190,7 +191,7 @@ class Dataplane(RestoringKeeper[Desired, Report]):
             underlay=tuple(link.name for link in found.underlay),
             tunnels=self.tunnels,
             unreachable=tuple(sorted(self._mesh.unreachable)) if strict else (),
-            conflicts=tuple(self._mesh.conflicts()),
+            conflicts=tuple(self._mesh.claims.conflicts()),
             withheld=self._mesh.withheld.routes(),
             misplaced=self._mesh.withheld.of_own(self._rows.vicinity.cidrs),
             absent=self.absent,

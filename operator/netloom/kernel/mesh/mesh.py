@@ -1,32 +1,29 @@
-"""From peers to rows: which nexthops, neighbours and routes the kernel should hold, and which it is known to hold.
+"""From peers to rows: which nexthops, neighbours and routes the kernel should hold.
 
-Pure: peers, what they can be reached by, and what was seen in the kernel go in, three tables with their differences
-come out. A peer's change costs what its own rows cost, whatever the number of peers.
+Pure: peers, what they can be reached by, and what was seen in the kernel (`SeenRows`) go in, three tables with their
+differences come out. A peer's change costs what its own rows cost, whatever the number of peers.
 
 A peer's nexthop object keeps its id when the encapsulation changes: it is replaced, and the kernel moves all routes
 with it, at once. A peer whose underlay address or MAC is somebody else's gets no rows at all, one whose pod CIDR is, no
-route for that CIDR; see `AddressOwners`. Nor is there a route that would cut this node off; see `WithheldRoutes`.
+route for that CIDR; see `PeerClaims`. Nor is there a route that would cut this node off; see `WithheldRoutes`.
 """
 
-import zlib
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from typing import Any
 
-import msgspec
-
-from netloom.cidr import WIDTH, Address, Cidr, Version, format_address
+from netloom.cidr import WIDTH, Address, Cidr, Version
 from netloom.kernel.keeper.table import Table
-from netloom.kernel.mac import Mac, format_mac, link_local_of, mac_in
-from netloom.kernel.mesh.address_owners import AddressOwners
+from netloom.kernel.mac import Mac, link_local_of, mac_in
 from netloom.kernel.mesh.desired import Bystander, Desired, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from netloom.kernel.mesh.fib import FibLookups
 from netloom.kernel.mesh.holes import Holes
 from netloom.kernel.mesh.lifelines import NEAR, NodeSurroundings
-from netloom.kernel.mesh.rivals import ForeignRoute, RivalRoutes
+from netloom.kernel.mesh.nexthop_ids import NexthopIds
+from netloom.kernel.mesh.peer_claims import PeerClaims
+from netloom.kernel.mesh.rivals import RivalRoutes
 from netloom.kernel.mesh.rows import (
-    EDITED,
     DeviceState,
     FamilyRows,
     NeighbourKey,
@@ -35,36 +32,9 @@ from netloom.kernel.mesh.rows import (
     PeerRows,
     RouteContent,
     RouteKey,
-    SeenNexthop,
-    SeenRoute,
 )
+from netloom.kernel.mesh.seen_rows import RowTables, SeenRows
 from netloom.kernel.mesh.withheld import WithheldRoutes, addresses_of
-from netloom.kernel.netlink.wire import EXCL, REPLACE
-from netloom.kernel.ownership import NEXTHOP_IDS
-
-Unique = Address | Mac | Cidr
-"""What no two peers may share. (The MAC gives the IPv6 gateway.)"""
-
-
-class AddressConflict(msgspec.Struct, frozen=True):
-    """A claim (address, MAC or CIDR, as text) of `peer` that `holder`, being senior, has."""
-
-    claim: str
-    holder: str
-    peer: str
-    kind: Literal["address", "MAC", "CIDR"] = "CIDR"
-
-
-def _unique_of(peer: Peer) -> tuple[Unique, ...]:
-    return (*addresses_of(peer), peer.mac, *peer.cidrs)
-
-
-def _conflict(claim: Unique, holder: str, name: str) -> AddressConflict:
-    if isinstance(claim, Cidr):
-        return AddressConflict(str(claim), holder, name)
-    if len(claim) == 6:
-        return AddressConflict(format_mac(claim), holder, name, "MAC")
-    return AddressConflict(format_address(claim), holder, name, "address")
 
 
 class Mesh:
@@ -85,21 +55,16 @@ class Mesh:
         self.peers: dict[str, Peer] = {}
         self.unreachable: set[str] = set()
         """Peers that accept no encapsulation, with CIDRs that no network of this node leads to."""
-        self._held: set[str] = set()
-        self._lengths: Counter[tuple[int, int, bool]] = Counter()
         self.natives = 0
         """Peers that may be reached natively: the FIB's answer has to be known before rows are written."""
         self._natives_on: Counter[int] = Counter()
         self._rows: dict[str, PeerRows] = {}
-        self._peer_of: dict[int, str] = {}
-        self._ids: dict[int, dict[str, int]] = {4: {}, 16: {}}
-        self._foreign_ids: set[int] = set()
-        self._unclaimed: dict[Nexthop, int] = {}
-        self._owners: AddressOwners[Unique] = AddressOwners(lambda name: self.peers[name].seniority)
-        self.withheld = WithheldRoutes(self.peers, self._owners.holders)
+        self.ids = NexthopIds()
+        self.claims = PeerClaims(self.peers)
+        self.withheld = WithheldRoutes(self.peers, self.claims.holders)
         self.holes = Holes(self.withheld.lifelines, self.withheld.harm)
-
-    # ------------------------------------------------------------------------------------------- what should be
+        tables = RowTables(self.nexthops, self.neighbours, self.routes)
+        self.seen = SeenRows(tables, self.ids, self._rows, self.rivals, self.holes)
 
     def set_device_state(self, device_state: DeviceState) -> None:
         """Put all rows on these devices."""
@@ -116,7 +81,7 @@ class Mesh:
         """What the FIB says of these addresses may have changed."""
         if not self.natives:
             return  # tunnels do not depend on it
-        holders, peers = self._owners.holders, self.peers
+        holders, peers = self.claims.holders, self.peers
         names = {name for address in addresses if (name := holders.get(address)) is not None}
         self._expand([name for name in names if NO_ENCAPSULATION in peers[name].encapsulations])
 
@@ -126,13 +91,13 @@ class Mesh:
         if changed:
             self.holes.look_again()
         if changed and self.peers:
-            self._expand(self._overlapping(changed))
+            self._expand(self.claims.overlapping(changed))
 
     def set_bystander(self, name: str, bystander: Bystander | None) -> None:
         """A node has these addresses beside those that rows are made for."""
         moved = self.withheld.set_bystander(name, bystander)
         self.holes.moved(moved)
-        self._expand(self._around(moved))
+        self._expand(self.claims.around(moved))
 
     def replace_peers(self, desired: Desired) -> None:
         """Take over a whole state; what is the same object as before costs one look-up."""
@@ -146,7 +111,7 @@ class Mesh:
 
     def set_peers(self, peers: Iterable[Peer]) -> None:
         """Add or change peers."""
-        known, change = self.peers, self._owners.change
+        known, change = self.peers, self.claims.change
         concerned: dict[str, None] = {}
         moved: list[Address] = []
         first = not known
@@ -157,22 +122,20 @@ class Mesh:
             known[name] = peer
             self._want(old, peer)
             concerned[name] = None
-            others = change(name, _unique_of(old) if old else (), _unique_of(peer))
+            others = change(name, old, peer)
             if old is not None or self.holes.remembers:
                 self._count_holes(old, peer)
-            if self._held:
-                others |= self._concerned(old, peer)
             for other in others:
                 concerned[other] = None
             if old is not None and old.cidrs != peer.cidrs:
-                self.withheld.forget(prefix for prefix in old.cidrs if prefix not in self._owners.holders)
+                self.withheld.forget(prefix for prefix in old.cidrs if prefix not in self.claims.holders)
             if not first and _is_other(old, peer):
                 moved += (*addresses_of(old), *addresses_of(peer))
         if first:  # all of them are decided about, anyway
             self.holes.look_again()
         elif moved:
             self.holes.moved(moved)
-            concerned.update(dict.fromkeys(self._around(moved)))
+            concerned.update(dict.fromkeys(self.claims.around(moved)))
         self._expand(concerned)
 
     def remove_peer(self, name: str) -> None:
@@ -182,21 +145,13 @@ class Mesh:
             return
         self._want(peer, None)
         self.holes.moved(addresses_of(peer))
-        others = self._owners.change(name, _unique_of(peer), ())
+        others = self.claims.change(name, peer, None)
         self._count_holes(peer, None)
-        concerned = others | self._concerned(peer) | self._around(addresses_of(peer))
-        self.withheld.forget(prefix for prefix in peer.cidrs if prefix not in self._owners.holders)
+        concerned = others | self.claims.around(addresses_of(peer))
+        self.withheld.forget(prefix for prefix in peer.cidrs if prefix not in self.claims.holders)
         self._expand({name: None, **dict.fromkeys(concerned)})
         self.unreachable.discard(name)
-        for ids in self._ids.values():
-            identity = ids.pop(name, None)
-            if identity is not None:
-                del self._peer_of[identity]
-
-    def conflicts(self) -> list[AddressConflict]:
-        """The address conflicts, in order."""
-        found = [_conflict(claim, holder, name) for claim, holder, name in self._owners.refused()]
-        return sorted(found, key=lambda conflict: (conflict.claim, conflict.peer))
+        self.ids.take_back(name)
 
     def items_of(self, name: str) -> list[tuple[str, Hashable]]:
         """(kind, key) of the peer's rows."""
@@ -223,21 +178,17 @@ class Mesh:
     def peer_of(self, kind: str, key: Any) -> str:
         """Whose entry it is; empty if nobody's (any more)."""
         if kind == "nexthop":
-            return self._peer_of.get(key, "")
+            return self.ids.peer_of.get(key, "")
         if kind == "neighbour":
             _ifindex, key = key
             key = mac_in(key) if len(key) == 16 else key
-        return self._owners.holders.get(key, "")
+        return self.claims.holders.get(key, "")
 
     def _want(self, old: Peer | None, new: Peer | None) -> None:
-        """Count what peers have in common, and tell the FIB and `WithheldRoutes` which addresses matter."""
-        if new is not None:
-            self._count(new, 1)
-        if old is not None:
-            self._count(old, -1)
-            self._held.discard(old.name)
-        if new is not None and new.held:
-            self._held.add(new.name)
+        """Count the native ones, and tell the FIB and `WithheldRoutes` which addresses matter."""
+        for peer, count in ((new, 1), (old, -1)):
+            if peer is not None and NO_ENCAPSULATION in peer.encapsulations:
+                self.natives += count
         before, after = addresses_of(old), addresses_of(new)
         if before != after:
             self.withheld.move(before, after)
@@ -247,12 +198,6 @@ class Mesh:
                 self.fib.want(address)
             for address in before:
                 self.fib.unwant(address)
-
-    def _count(self, peer: Peer, count: int) -> None:
-        if NO_ENCAPSULATION in peer.encapsulations:
-            self.natives += count
-        for prefix in peer.cidrs:
-            self._lengths[prefix.version, prefix.length, peer.held] += count
 
     def _expand(self, names: Iterable[str]) -> None:
         """Bring the desired rows of these peers up to date. What one loses, another may win: first all losses."""
@@ -301,7 +246,7 @@ class Mesh:
 
     def _rows_of(self, name: str, near: Mapping[Version, Collection[int]]) -> PeerRows:
         """`near`: a pod CIDR with none of these leading bits cannot harm this node."""
-        peer, holders = self.peers.get(name), self._owners.holders
+        peer, holders = self.peers.get(name), self.claims.holders
         if peer is None or holders[peer.underlay] != name or holders[peer.mac] != name:
             self.unreachable.discard(name)
             if peer is not None:
@@ -314,7 +259,7 @@ class Mesh:
                 continue
             version = prefix.version
             routed = peer.encapsulations and (version == 4 or self.device_state.ipv6)
-            if not routed or (peer.held and self._has_wider(prefix, name)):
+            if not routed or (peer.held and self.claims.has_wider(prefix, name)):
                 self.withheld.forget((prefix,))
             elif (
                 prefix.length >= NEAR[version]
@@ -345,8 +290,8 @@ class Mesh:
         if peer is None or routed == len(peer.cidrs):
             return ()
         ways, ipv6 = {prefix for each in rows for prefix in each.prefixes}, self.device_state.ipv6
-        ours = (p for p in peer.cidrs if p not in ways and (p.version == 4 or ipv6) and self._owners.holders[p] == name)
-        return tuple(prefix for prefix in ours if not (peer.held and self._has_wider(prefix, name)))
+        ours = (p for p in peer.cidrs if p not in ways and (p.version == 4 or ipv6) and self.claims.holders[p] == name)
+        return tuple(prefix for prefix in ours if not (peer.held and self.claims.has_wider(prefix, name)))
 
     def _count_holes(self, old: Peer | None, new: Peer | None) -> None:
         """Which CIDRs nobody has any more, and which somebody has (again)."""
@@ -354,53 +299,14 @@ class Mesh:
         if self.holes.remembers:
             self.holes.claimed(after)
         if before and before != after:
-            holders = self._owners.holders
+            holders = self.claims.holders
             lost = (prefix for prefix in before if prefix not in after)
-            self.holes.given_up(p for p in lost if not any(wider in holders for wider in self._and_wider(p)))
-
-    def _has_wider(self, prefix: Cidr, name: str) -> bool:
-        """Whether a peer that is not held claims a CIDR that contains this one."""
-        claimants = (self._owners.holders.get(wider, name) for wider in self._and_wider(prefix))
-        return any(claimant != name and not self.peers[claimant].held for claimant in claimants)
+            self.holes.given_up(p for p in lost if not any(wider in holders for wider in self.claims.and_wider(p)))
 
     def way_around(self, prefix: Cidr) -> Cidr | None:
         """The route of ours, as it should be, in which the prefix lies."""
-        ways = (wider for wider in self._and_wider(prefix) if wider in self.routes.desired)
+        ways = (wider for wider in self.claims.and_wider(prefix) if wider in self.routes.desired)
         return max(ways, key=lambda wider: wider.length, default=None)
-
-    def _and_wider(self, prefix: Cidr) -> Iterable[Cidr]:
-        """The prefix and those that contain it, as far as a peer may claim them: of a length that there is."""
-        version, longest = prefix.version, prefix.length
-        lengths = {length for other, length, _ in self._lengths if other == version and length <= longest}
-        return map(prefix.supernet, lengths)
-
-    def _overlapping(self, prefixes: Iterable[Cidr]) -> set[str]:
-        """Peers with a CIDR that overlaps one of these. All are gone through only where some may lie inside of one: a
-        pod's address, or its route, is seen here whenever a pod comes."""
-        holders, wide = self._owners.holders, []
-        names: set[str] = set()
-        for prefix in prefixes:
-            names.update(name for wider in self._and_wider(prefix) if (name := holders.get(wider)))
-            if any(version == prefix.version and length > prefix.length for version, length, _ in self._lengths):
-                wide.append(prefix)
-        if wide:
-            claims = ((each, name) for each, name in holders.items() if isinstance(each, Cidr))
-            names.update(name for cidr, name in claims if any(prefix.contains(cidr) for prefix in wide))
-        return names
-
-    def _around(self, addresses: Iterable[Address]) -> set[str]:
-        """Peers with a CIDR that holds one of these."""
-        claims = (wider for address in addresses for wider in self._and_wider(Cidr.of(address)))
-        return {name for claim in claims if (name := self._owners.holders.get(claim))}
-
-    def _concerned(self, *peers: Peer | None) -> set[str]:
-        """Held peers that may have to make way, or may come back: only where the lengths of CIDRs differ."""
-        if not self._held:
-            return set()
-        changed = [prefix for peer in peers if peer is not None for prefix in peer.cidrs]
-        inner = [(version, length) for version, length, held in self._lengths if held]
-        differ = any(each.version == version and each.length < length for each in changed for version, length in inner)
-        return self._held if differ else set()
 
     def _family_rows(self, peer: Peer, size: int, prefixes: list[Cidr]) -> PeerRows:
         """In the first of the peer's encapsulations that is possible; empty if none is."""
@@ -411,35 +317,15 @@ class Mesh:
                 nexthop = Nexthop(ifindex, gateway, peer.underlay, self.device_state.vni)
             else:
                 gateway = peer.underlay if size == 4 else peer.underlay6
-                mine = bool(gateway) and self._owners.holders[gateway] == peer.name
+                mine = bool(gateway) and self.claims.holders[gateway] == peer.name
                 sure = not self.device_state.strict or peer.encapsulations != (NO_ENCAPSULATION,)
                 ifindex = self.fib.device(gateway, sure=sure) if mine else 0
                 mac, mtu = b"", self.device_state.native_mtu
                 nexthop = Nexthop.native(ifindex, gateway)
             if ifindex:
-                identity = self._ids[size].get(peer.name) or self._new_id(peer.name, size, nexthop)
+                identity = self.ids.given[size].get(peer.name) or self.ids.give(peer.name, size, nexthop)
                 return (FamilyRows(RouteContent(identity, mtu), nexthop, mac, tuple(prefixes)),)
         return ()
-
-    def _new_id(self, name: str, size: int, nexthop: Nexthop) -> int:
-        """An id for the peer's nexthop: what the kernel has it under already, else a hash of its name.
-
-        An id in use by another peer or by a foreign nexthop is passed over. The peer that was passed over keeps its
-        id after a restart because the content is looked up first.
-        """
-        identity = self._unclaimed.get(nexthop) if self._unclaimed else None
-        if identity is None or identity in self._peer_of:
-            at = zlib.crc32(name.encode(), size)
-            while True:
-                identity = NEXTHOP_IDS[at % len(NEXTHOP_IDS)]
-                if identity not in self._peer_of and identity not in self._foreign_ids:
-                    break
-                at += 1
-        self._ids[size][name] = identity
-        self._peer_of[identity] = name
-        return identity
-
-    # ----------------------------------------------------------------------------------------- what is there
 
     def retain_unknown(self, among: Collection[RouteKey], own: Collection[Address]) -> None:
         """Of these routes leave alone what no peer explains: those to pod CIDRs that neither a peer nor this node (with
@@ -459,7 +345,7 @@ class Mesh:
             table.retain(set())
 
     def _unknown(self, key: RouteKey, own: Collection[Address]) -> bool:
-        identity, holders = self.routes.kernel[key].nexthop, self._owners.holders
+        identity, holders = self.routes.kernel[key].nexthop, self.claims.holders
         nexthop = self.nexthops.kernel.get(identity)
         if nexthop is None or identity in self.nexthops.desired or isinstance(key, OddRoute):
             return False
@@ -468,94 +354,7 @@ class Mesh:
         if self.withheld.is_harmful(key, nexthop.remote):
             return False
         mine = any(key.contains(Cidr.of(address)) for address in own)
-        return not mine and not any(wider in holders for wider in self._and_wider(key))
-
-    def load(
-        self,
-        nexthops: Iterable[SeenNexthop],
-        neighbours: dict[NeighbourKey, Mac],
-        routes: Sequence[SeenRoute],
-        foreign: Sequence[ForeignRoute] = (),
-    ) -> None:
-        """Replace what is known of the kernel by full dumps (routes and neighbours: owned ones only; `foreign`: others'
-        that may come before ours)."""
-        owned: dict[int, Nexthop] = {}
-        self._foreign_ids.clear()
-        for seen in nexthops:
-            if seen.owned:
-                owned[seen.id] = seen.value
-            elif seen.id in NEXTHOP_IDS:
-                self._foreign_ids.add(seen.id)
-        self.nexthops.load(owned)
-        self._unclaimed = {value: key for key, value in owned.items() if key not in self._peer_of}
-        self.neighbours.load(neighbours)
-        self.holes.load(routes)
-        self.routes.load(self.rivals.load([seen for seen in routes if seen.owned], foreign))
-
-    def saw_route(self, seen: SeenRoute, *, replaced: bool) -> bool:
-        """A route was made or changed. Returns whether it concerns us.
-
-        A foreign route that *replaced* ours is an edit of ours, and repaired. One that was there first is foreign.
-        """
-        if seen.owned:
-            self.routes.saw(seen.key, seen.content)
-        elif replaced and seen.key in self.routes.kernel:
-            self.routes.saw(seen.key, EDITED)
-        else:
-            return seen.key in self.routes.desired
-        return True
-
-    def is_second(self, key: RouteKey, flags: int) -> bool:
-        """Whether a route of ours that was made, as these flags of the event say, is one more under its key. (An IPv6
-        route of several ways looks like one, whether or not another is there.)"""
-        version = key.prefix.version if isinstance(key, OddRoute) else key.version
-        return not flags & (EXCL | REPLACE) and (version == 4 or key in self.routes.kernel)
-
-    def lost_route(self, seen: SeenRoute) -> bool:
-        """A route was deleted. Returns whether it concerns us."""
-        if seen.owned or self.routes.kernel.get(seen.key) == EDITED:
-            self.routes.gone(seen.key)
-            return True
-        return seen.key in self.routes.desired
-
-    def saw_nexthop(self, seen: SeenNexthop) -> bool:
-        """A nexthop was made or changed. Returns whether it concerns us."""
-        if seen.id not in NEXTHOP_IDS:
-            return False
-        if seen.owned:
-            self.nexthops.saw(seen.id, seen.value)
-        elif seen.id in self.nexthops.kernel:
-            edited = msgspec.structs.replace(seen.value, extra=b"foreign protocol")
-            self.nexthops.saw(seen.id, edited)
-        else:
-            self._foreign_ids.add(seen.id)
-        return True
-
-    def lost_nexthops(self, ids: set[int]) -> None:
-        """Nexthops were deleted, and with them, without another word, all routes that used them."""
-        self._foreign_ids -= ids
-        for identity in ids:
-            self.nexthops.gone(identity)
-            for rows in self._rows.get(self._peer_of.get(identity, ""), ()):
-                for prefix in rows.prefixes:
-                    if self.routes.kernel.get(prefix, EDITED).nexthop == identity:
-                        self.routes.gone(prefix)
-        # Only a route that is not as desired can use another nexthop than its peer's own.
-        for key in [key for key in self.routes.pending if self.routes.kernel.get(key, EDITED).nexthop in ids]:
-            self.routes.gone(key)
-
-    def saw_neighbour(self, key: NeighbourKey, mac: Mac) -> bool:
-        """A neighbour on our device was made or changed (EDITED_MAC: no longer permanent). Whether it concerns us."""
-        if mac or key in self.neighbours.desired:
-            self.neighbours.saw(key, mac)
-            return True
-        self.neighbours.gone(key)
-        return False
-
-    def lost_neighbour(self, key: NeighbourKey) -> bool:
-        """A neighbour on our device was deleted. Returns whether it concerns us."""
-        self.neighbours.gone(key)
-        return key in self.neighbours.desired
+        return not mine and not any(wider in holders for wider in self.claims.and_wider(key))
 
 
 def _is_other(old: Peer | None, new: Peer) -> bool:

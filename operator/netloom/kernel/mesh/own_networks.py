@@ -8,7 +8,8 @@ import errno
 import socket
 
 from netloom.cidr import Cidr
-from netloom.kernel.mesh.row_messages import dump_connected_routes, read_direct_route
+from netloom.kernel.mesh.row_messages import dump_connected_routes
+from netloom.kernel.mesh.row_readers import read_direct_route
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 
 

@@ -85,7 +85,7 @@ def planned_changes(
     found = work.prepare(mesh.fib, {})
     device_state = found.device_state
     neighbours = reader.neighbours(commands, [index for index in device_state.tunnels.values() if index < _UNMADE])
-    mesh.load(reader.nexthops(commands), neighbours, routes.ours)
+    mesh.seen.load(reader.nexthops(commands), neighbours, routes.ours)
     mesh.set_device_state(device_state)
     mesh.rivals.sort_out()
     mesh.holes.leave_to_network(bool(mesh.unreachable) and not device_state.strict)

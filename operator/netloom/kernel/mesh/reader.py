@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from netloom.cidr import Address, Cidr
 from netloom.kernel.mac import Mac
-from netloom.kernel.mesh import row_messages
+from netloom.kernel.mesh import row_messages, row_readers
 from netloom.kernel.mesh.fib import FibResult
 from netloom.kernel.mesh.lifelines import NodeRoute
 from netloom.kernel.mesh.rivals import MOST_AT_ONCE, ForeignRoute
@@ -39,7 +39,7 @@ def read_interfaces(commands: CommandSocket) -> Interfaces:
 
 def nexthops(commands: CommandSocket) -> list[SeenNexthop]:
     """All nexthop objects, foreign ones included: their ids are not free."""
-    return read_all(commands, row_messages.dump_nexthops(), row_messages.nexthop_reader().read)
+    return read_all(commands, row_messages.dump_nexthops(), row_readers.nexthop_reader().read)
 
 
 class RouteReading(msgspec.Struct):
@@ -54,11 +54,11 @@ def routes(commands: CommandSocket, concerns: Callable[[Cidr], bool] = lambda pr
     """`concerns` is asked about the prefixes of others' routes."""
     reading = RouteReading()
     for family in _FAMILIES:
-        ours, foreign = _read_routes(commands, family, concerns, row_messages.route_reader().read)
+        ours, foreign = _read_routes(commands, family, concerns, row_readers.route_reader().read)
         keys = {seen.key for seen in ours}
         if len(keys) < len(ours) or any(route.prefix in keys for route in foreign):
             # What tells two of one key apart, and which comes first, is read only where there are such.
-            ours, foreign = _read_routes(commands, family, concerns, row_messages.read_whole_route, placed=True)
+            ours, foreign = _read_routes(commands, family, concerns, row_readers.read_whole_route, placed=True)
         reading.ours += ours
         reading.foreign += foreign
     return reading
@@ -79,14 +79,14 @@ def _read_routes(
     def read_any(buffer: bytes, start: int, end: int) -> SeenRoute | None:
         if buffer[start] != family:
             return None  # a kernel without IPv6 answers with the routes of all families that it has
-        if row_messages.route_is_ours(buffer, start):
+        if row_readers.route_is_ours(buffer, start):
             seen = read(buffer, start, end)
             if placed and seen is not None:
                 before.add(seen.key)
             return seen
-        prefix = row_messages.read_rival_prefix(buffer, start, end) if len(foreign) < MOST_AT_ONCE else None
+        prefix = row_readers.read_rival_prefix(buffer, start, end) if len(foreign) < MOST_AT_ONCE else None
         if prefix is not None and concerns(prefix):
-            route = row_messages.read_foreign_route(buffer, start, end)
+            route = row_readers.read_foreign_route(buffer, start, end)
             foreign.append(replace(route, behind=prefix in before and not route.tos))
         return None
 
@@ -102,7 +102,7 @@ def direct_routes(commands: CommandSocket) -> list[DirectRoute]:
     for family in _FAMILIES:
 
         def read(buffer: bytes, start: int, end: int, family: int = family) -> DirectRoute | None:
-            return row_messages.read_direct_route(buffer, start, end) if buffer[start] == family else None
+            return row_readers.read_direct_route(buffer, start, end) if buffer[start] == family else None
 
         found += read_all(commands, row_messages.dump_all_routes(family), read)
     return found
@@ -119,7 +119,7 @@ def read_vicinity(commands: CommandSocket, vicinity: Vicinity) -> None:
 
 def neighbours(commands: CommandSocket, ifindexes: Iterable[int]) -> dict[NeighbourKey, Mac]:
     """The permanent neighbours on our devices."""
-    read = row_messages.neighbour_reader().read
+    read = row_readers.neighbour_reader().read
     return {
         (ifindex, seen.address): seen.mac
         for ifindex in ifindexes
@@ -131,7 +131,7 @@ def neighbours(commands: CommandSocket, ifindexes: Iterable[int]) -> dict[Neighb
 def fib_lookups(commands: CommandSocket, addresses: Sequence[Address]) -> list[tuple[Address, FibResult]]:
     """Which way packets to these addresses go."""
     found: list[tuple[Address, FibResult]] = []
-    read, ask = row_messages.fib_result_reader().read, row_messages.ask_route
+    read, ask = row_readers.fib_result_reader().read, row_messages.ask_route
     for at in range(0, len(addresses), BATCH):
         part = addresses[at : at + BATCH]
 

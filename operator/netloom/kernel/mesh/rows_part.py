@@ -20,9 +20,8 @@ from netloom.kernel.mesh import reader
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.holes import Hole, hole_of
 from netloom.kernel.mesh.mesh import Mesh
-from netloom.kernel.mesh.row_messages import (
-    encode_holes,
-    probe_neighbour,
+from netloom.kernel.mesh.row_messages import encode_holes, probe_neighbour
+from netloom.kernel.mesh.row_readers import (
     read_body,
     read_destination,
     read_foreign_route,
@@ -252,7 +251,7 @@ class MeshRows(Part[Desired]):
         routes = await worker.call(lambda commands: reader.routes(commands, concerns))
         self.reading_seconds += time.monotonic() - began
         known = set(mesh.pending())
-        mesh.load(nexthops, neighbours, routes.ours, routes.foreign)
+        mesh.seen.load(nexthops, neighbours, routes.ours, routes.foreign)
         self._sort_out()
         if self._applied:
             self._found += [item for item in mesh.pending() if item not in known]
@@ -293,7 +292,7 @@ class MeshRows(Part[Desired]):
     def _forget_nexthops(self) -> None:
         """Deleted nexthops come in thousands, and each time all that is pending has to be walked."""
         if self._lost_nexthops:
-            self.mesh.lost_nexthops(self._lost_nexthops)
+            self.mesh.seen.lost_nexthops(self._lost_nexthops)
             self._lost_nexthops = set()
 
     def _route(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
@@ -319,11 +318,11 @@ class MeshRows(Part[Desired]):
             self._rival(seen, buffer, start, end, gone=gone, flags=flags)
         elif key in self.mesh.rivals.crowded and (gone or replaced):
             self._resync_due = True  # of which of them this was told, is not
-        elif not gone and self.mesh.is_second(key, flags):
+        elif not gone and self.mesh.seen.is_second(key, flags):
             key = self.mesh.rivals.saw_second(replace(seen, body=read_body(buffer, start, end)))
             self._touched.add(("route", key))
             return
-        if self.mesh.lost_route(seen) if gone else self.mesh.saw_route(seen, replaced=replaced):
+        if self.mesh.seen.lost_route(seen) if gone else self.mesh.seen.saw_route(seen, replaced=replaced):
             self._touched.add(("route", key))
 
     def _rival(self, seen: SeenRoute, buffer: bytes, start: int, end: int, *, gone: bool, flags: int) -> None:
@@ -351,7 +350,7 @@ class MeshRows(Part[Desired]):
             return
         key = (seen.ifindex, seen.address)
         deleted = kind == wire.RTM_DELNEIGH
-        if self.mesh.lost_neighbour(key) if deleted else self.mesh.saw_neighbour(key, seen.mac):
+        if self.mesh.seen.lost_neighbour(key) if deleted else self.mesh.seen.saw_neighbour(key, seen.mac):
             self._touched.add(("neighbour", key))
 
     def _nexthop(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
@@ -359,7 +358,7 @@ class MeshRows(Part[Desired]):
         if kind == wire.RTM_DELNEXTHOP:
             self._lost_nexthops.add(seen.id)
             self._touched.add(("nexthop", seen.id))
-        elif self.mesh.saw_nexthop(seen):
+        elif self.mesh.seen.saw_nexthop(seen):
             self._touched.add(("nexthop", seen.id))
 
     def _link(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:

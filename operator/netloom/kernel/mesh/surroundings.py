@@ -7,19 +7,18 @@ devices. Nor is anything inside the node's own pod CIDRs, where pods come and go
 """
 
 import socket
-import struct
 import sys
 from collections.abc import Collection, Hashable, Iterable, Mapping
 
 from netloom.cidr import Address, Cidr
 from netloom.kernel.mesh.fib import Narrow
 from netloom.kernel.mesh.lifelines import Device, NodeRoute, NodeSurroundings, is_link_local
-from netloom.kernel.mesh.row_messages import read_hops
+from netloom.kernel.mesh.row_readers import read_hops
 from netloom.kernel.mesh.rows import DEFAULT_METRIC
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import InterfaceAddress, Link
 from netloom.kernel.netlink.messages import RouteMessage, encode
-from netloom.kernel.netlink.wire import attributes
+from netloom.kernel.netlink.wire import ROUTE, RTA_DST, RTA_PRIORITY, RTN_UNICAST, attributes
 from netloom.kernel.ownership import DEVICE_PREFIX, ROUTE_TABLE
 
 PROTOCOLS = {"kernel": 2, "boot": 3, "static": 4, "ra": 9, "dhcp": 16}
@@ -28,9 +27,6 @@ PROTOCOLS = {"kernel": 2, "boot": 3, "static": 4, "ra": 9, "dhcp": 16}
 _FOLLOWED = frozenset(PROTOCOLS.values())
 _CONNECTED = frozenset(PROTOCOLS[name] for name in ("kernel", "ra", "dhcp"))
 """An address of the node, a router, or a DHCP server says so; not whoever typed a route."""
-_RTN_UNICAST = 1
-_RTA_DST, _RTA_PRIORITY = 1, 6
-_ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _SIZE: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 _CHOOSY = {"wireguard", "tun"}
 """Kinds of devices behind which something decides by the destination whether a packet passes."""
@@ -38,20 +34,20 @@ _CHOOSY = {"wireguard", "tun"}
 
 def dump_node_routes(family: int, protocol: int) -> bytes:
     """Request: the routes of the main table that one protocol made; the kernel filters."""
-    fields = {"family": family, "table": ROUTE_TABLE, "proto": protocol, "type": _RTN_UNICAST}
+    fields = {"family": family, "table": ROUTE_TABLE, "proto": protocol, "type": RTN_UNICAST}
     return encode(RouteMessage, wire.RTM_GETROUTE, 0, fields, table=ROUTE_TABLE)
 
 
 def read_node_route(buffer: bytes, start: int, end: int) -> NodeRoute | None:
     """An RTM_NEWROUTE or RTM_DELROUTE; None if it is none that is followed."""
-    family, length, _source, _tos, table, protocol, _scope, kind, _flags = _ROUTE.unpack_from(buffer, start)
-    if table != ROUTE_TABLE or protocol not in _FOLLOWED or kind != _RTN_UNICAST or family not in _SIZE:
+    family, length, _source, _tos, table, protocol, _scope, kind, _flags = ROUTE.unpack_from(buffer, start)
+    if table != ROUTE_TABLE or protocol not in _FOLLOWED or kind != RTN_UNICAST or family not in _SIZE:
         return None
     found = attributes(buffer, start + 12, end)
-    destination = Cidr.of(found.get(_RTA_DST) or bytes(_SIZE[family]), length)
+    destination = Cidr.of(found.get(RTA_DST) or bytes(_SIZE[family]), length)
     if is_link_local(destination):  # each device has one, a pod's as well
         return None
-    metric = int.from_bytes(found.get(_RTA_PRIORITY, b""), sys.byteorder)
+    metric = int.from_bytes(found.get(RTA_PRIORITY, b""), sys.byteorder)
     return NodeRoute(destination, tuple(read_hops(found)), metric, protocol in _CONNECTED)
 
 

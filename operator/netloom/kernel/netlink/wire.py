@@ -33,6 +33,17 @@ REQUEST, ACK, DUMP_INTERRUPTED = 0x01, 0x04, 0x10
 DUMP = 0x300
 REPLACE, EXCL, CREATE, APPEND = 0x100, 0x200, 0x400, 0x800
 
+# Of routes and neighbours.
+RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE = 1, 2, 7
+RTPROT_KERNEL, RTPROT_STATIC = 2, 4
+RTNH_ONLINK = 4
+RTA_DST, RTA_PRIORITY = 1, 6
+NUD_FAILED, NUD_PERMANENT = 0x20, 0x80
+NTF_USE, NTF_PROXY = 0x01, 0x08
+
+ROUTE = struct.Struct("=BBBBBBBBI")
+"""rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags."""
+
 HEADER = struct.Struct("=IHHII")
 """nlmsghdr: length, type, flags, sequence, port id."""
 HEADER_SIZE = 16

@@ -8,7 +8,6 @@ own nothing is asked.
 
 import errno
 import socket
-import struct
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
@@ -25,7 +24,6 @@ from netloom.kernel.surroundings.rules import LOCAL_TABLE, REFUSING, PolicyRule,
 _DST, _SRC, _IIF, _OIF, _GATEWAY, _TABLE, _VIA, _IP_PROTO, _SPORT, _DPORT = 1, 2, 3, 4, 5, 15, 18, 27, 28, 29
 _LOOKUP_TABLE = 0x1000
 """RTM_F_LOOKUP_TABLE: the answer says in which table the route was. IPv6 always does, and knows no such flag."""
-_ROUTE = struct.Struct("=BBBBBBBBI")
 _RULE_SIZE = 12
 _VERSIONS: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 6}
 
@@ -214,7 +212,7 @@ def _question(sequence: int, packet: RulePacket) -> bytes:
             *((kind, port.to_bytes(2, "big")) for kind, port in ports if port),
         ]
     flags = _LOOKUP_TABLE if bits == 32 else 0
-    body = _ROUTE.pack(rule.family, bits, bits if packet.source else 0, rule.tos, 0, 0, 0, 0, flags)
+    body = wire.ROUTE.pack(rule.family, bits, bits if packet.source else 0, rule.tos, 0, 0, 0, 0, flags)
     body += b"".join(wire.attribute(kind, value) for kind, value in values if value)
     return wire.HEADER.pack(wire.HEADER_SIZE + len(body), wire.RTM_GETROUTE, wire.REQUEST, sequence, 0) + body
 
@@ -222,7 +220,7 @@ def _question(sequence: int, packet: RulePacket) -> bytes:
 def _read_way(kind: int, buffer: bytes, start: int, end: int) -> RouteAnswer:
     if kind == wire.NLMSG_ERROR:
         return RouteAnswer(error=-int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True))
-    found = attributes(buffer, start + _ROUTE.size, end)
+    found = attributes(buffer, start + wire.ROUTE.size, end)
     table = int.from_bytes(found[_TABLE], sys.byteorder) if _TABLE in found else buffer[start + 4]
     gateway = found.get(_GATEWAY) or found.get(_VIA, b"")[2:]
     return RouteAnswer(table, int.from_bytes(found.get(_OIF, b""), sys.byteorder), gateway)

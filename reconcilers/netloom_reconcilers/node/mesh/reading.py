@@ -10,7 +10,7 @@ from netloom.api.v1alpha1 import CONTESTED, NETWORK_NAME, NetloomNetwork, Netloo
 from netloom.cidr import WIDTH, Address, Cidr, CidrError, addresses_in, format_address, parse_address
 from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.desired import Bystander, MeshNode, Peer
-from netloom.kernel.mesh.mesh import AddressConflict
+from netloom.kernel.mesh.peer_claims import AddressConflict
 from netloom.kernel.mesh.withheld import WithheldRoute, addresses_of
 from netloom_reconcilers.features.node import Obstacle
 from netloom_reconcilers.node.known.peers import HELD, contested_ip, field_of, internal_ip, is_peer, pod_cidrs_of
