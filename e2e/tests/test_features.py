@@ -178,6 +178,25 @@ def test_without_addresses_nobody_is_answered_and_what_was_given_is_remembered(a
     assert AddressSocket(path).release("default/a") == given
 
 
+def test_those_that_keep_nothing_here_are_switched_off_and_the_others_go_on(agents: Agents) -> None:
+    n1 = agents.lab.nodes["n1"]
+    socket = Path(agents.run_dir(n1)) / "cni.sock"
+    restart(agents, n1)
+    agents.in_sync(n1, peers=1)
+    before = {name: read(n1) for name, read in KERNEL.items()}
+    for off in ("pools", "prefilter", "endpoints"):
+        restart(agents, n1, f"--features=-{off}", f"--cni-socket={socket}")
+        wait_for("the others in sync", lambda: facts(n1).get("inSync"))
+        assert facts(n1)["features"] == [name for name in ALL if name != off]
+        assert readiness(n1).endswith("ok\n"), readiness(n1)
+        assert f"[+] {off}" not in readiness(n1)
+        wait_for("the condition", lambda off=off: ("PodsWired" in told(agents)) is (off != "endpoints"))  # type: ignore[misc]
+        assert socket.exists() is (off != "endpoints")
+        assert {name: read(n1) for name, read in KERNEL.items()} == before
+        assert planned(agents, n1, f"-{off}") == "nothing to change\n"
+    restart(agents, n1)
+
+
 def test_cleanup_removes_what_a_switched_off_feature_left(agents: Agents) -> None:
     n1 = agents.lab.nodes["n1"]
     restart(agents, n1)

@@ -196,3 +196,17 @@ def test_a_pod_with_a_pool_that_is_not_there_is_told_why(agents: Agents) -> None
         "netloom: Pod default/first-n2: spec.nodeName 'n2': the pod runs on"
     )
     assert facts(n1)["errors"] == [], "a pod's mistake is no fault of the node"
+
+
+def test_without_the_feature_a_node_keeps_what_it_holds_and_asks_for_nothing(agents: Agents) -> None:
+    n1 = agents.lab.nodes["n1"]
+    before = agents.plane.client.request("GET", f"{NODES}/n1")["spec"]["ipam"]
+    routes = n1.ip("route", "show", "proto", "158")
+    agents.end("n1")
+    agents.start(n1, flags=["--features=-pools", "--give-back-after", IDLE_SECONDS])
+    wait_for("the mesh", lambda: facts(n1).get("peers") == 1)
+    bound(agents, "n1", "unasked", **{"netloom.dev/ip-pool": "green"})
+    assert "feature `pools`, which says of which pool, is off" in address(agents, n1, "unasked")
+    assert "pools" not in facts(n1)
+    assert agents.plane.client.request("GET", f"{NODES}/n1")["spec"]["ipam"] == before
+    assert n1.ip("route", "show", "proto", "158") == routes

@@ -17,6 +17,9 @@ def shortage(who: str, node: str, supply: Supply, short: Shortage, need: Need | 
     begin = f"{who} no {families or 'IP'} address{of_pool} on node {node}"
     if short.pool in supply.closed:
         return f"{begin}: NetloomIPPool {short.pool} is draining, so nothing new is given of it. Name another pool."
+    if short.pool == NO_POOL and supply.blocks and NO_POOL not in supply.blocks:
+        why = "the agent's feature `pools`, which says of which pool, is off"
+        return f"{begin}: {why}. Start it with that (--features), or ask for a pool by its name."
     if not short.versions:
         return f"{begin}: the node holds nothing to give of. Its NetloomNode's condition Allocated says why."
     counts = [(version, need[version]) for version in sorted(short.versions)] if need else []
