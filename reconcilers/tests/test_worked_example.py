@@ -14,6 +14,9 @@ import pytest
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode, NetloomNodeSpec
 from netloom.roles import agent as role
+from netloom.roles import node_plan
+from netloom.roles.agent_sources import AgentOptions
+from netloom.roles.feature_keepers import opened
 from netloom.roles.sources import Sources
 from netloom.runtime.store import Store
 from netloom_reconcilers.features.node import Obstacle
@@ -83,7 +86,7 @@ def write(folder: Path, kind: str, name: str, **spec: object) -> None:
 
 
 @pytest.fixture
-def options(tmp_path: Path) -> role.AgentOptions:
+def options(tmp_path: Path) -> AgentOptions:
     """Of node a, in a directory of manifests with a network and the nodes a and b."""
     manifests = tmp_path / "manifests"
     manifests.mkdir()
@@ -98,12 +101,12 @@ def options(tmp_path: Path) -> role.AgentOptions:
             ipam={"mode": "cluster-pool", "podCIDRs": [f"10.42.{number}.0/24"]},
         )
     (tmp_path / "run").mkdir()
-    return role.AgentOptions(node_name="a", manifests=manifests, run_dir=tmp_path / "run")
+    return AgentOptions(node_name="a", manifests=manifests, run_dir=tmp_path / "run")
 
 
 @asynccontextmanager
 async def running(agent: role.Agent) -> AsyncIterator[None]:
-    async with role.opened(agent.features):
+    async with opened(agent.features):
         task = asyncio.create_task(agent.manager.run())
         try:
             yield
@@ -112,12 +115,10 @@ async def running(agent: role.Agent) -> AsyncIterator[None]:
             await task
 
 
-async def test_it_runs_as_a_feature_of_an_agent(
-    example: ModuleType, machine: Namespace, options: role.AgentOptions
-) -> None:
+async def test_it_runs_as_a_feature_of_an_agent(example: ModuleType, machine: Namespace, options: AgentOptions) -> None:
     """One class and one line: it is started, told, planned and cleaned up beside the others."""
     features, path = (*role.FEATURES, example.HostsFeature), options.run_dir / "hosts"
-    assert f"write {path}" in [change.text for change in (await role.plan(options, features)).changes]
+    assert f"write {path}" in [change.text for change in (await node_plan.plan(options, features)).changes]
     assert not path.exists()
 
     agent = role.Agent(options, Sources(None, options.manifests), None, features)
@@ -130,7 +131,7 @@ async def test_it_runs_as_a_feature_of_an_agent(
         assert "10.42.2.0/24" in machine.ip("route")
         assert agent.facts() | {"features": [each.name for each in features], "hostsWrites": 1} == agent.facts()
         assert agent.manager.health.not_ready() == {}
-        assert await role.plan(options, features) == role.NodePlan([])
+        assert await node_plan.plan(options, features) == node_plan.NodePlan([])
 
         assert options.manifests is not None
         path.unlink()
@@ -141,20 +142,20 @@ async def test_it_runs_as_a_feature_of_an_agent(
         await until(lambda: path.exists() and "192.168.7.3 c" in path.read_text())
         await until(lambda: not agent.facts()["errors"])
 
-    planned = await role.cleanup(options.run_dir, features, dry_run=True)
+    planned = await node_plan.cleanup(options.run_dir, features, dry_run=True)
     assert f"remove {path}" in [change.text for change in planned.changes]
     assert path.exists()
-    assert await role.cleanup(options.run_dir, features) == planned
+    assert await node_plan.cleanup(options.run_dir, features) == planned
     assert not path.exists()
-    assert await role.cleanup(options.run_dir, features) == role.NodePlan([])
+    assert await node_plan.cleanup(options.run_dir, features) == node_plan.NodePlan([])
 
 
 async def test_it_is_switched_off_and_on_by_its_name(
-    example: ModuleType, machine: Namespace, options: role.AgentOptions
+    example: ModuleType, machine: Namespace, options: AgentOptions
 ) -> None:
     features, path = (*role.FEATURES, example.HostsFeature), options.run_dir / "hosts"
     for wanted, written in (("-hosts", False), ("hosts", True)):
-        asked = role.AgentOptions(node_name="a", manifests=options.manifests, run_dir=options.run_dir, features=wanted)
+        asked = AgentOptions(node_name="a", manifests=options.manifests, run_dir=options.run_dir, features=wanted)
         agent = role.Agent(asked, Sources(None, asked.manifests), None, features)
         async with running(agent):
             await until(lambda agent=agent: bool(agent.facts()["inSync"]))  # type: ignore[misc]

@@ -172,7 +172,8 @@ def agent(
 ) -> None:
     """Run the role `agent`: keep this node's tunnels and routes as the cluster's objects say."""
     logging.begin()
-    from netloom.roles.agent import AgentOptions, run_agent
+    from netloom.roles.agent import run_agent
+    from netloom.roles.agent_sources import AgentOptions
 
     groups = {**vars(node), **vars(cluster), **vars(living)}
     groups |= {"state_dir": state_dir, "socket": socket, "give_back_after": give_back_after}
@@ -285,11 +286,13 @@ def plan(node: NodeOptions, cluster: Cluster, output: Output = "text") -> None:
     So is what an agent would not do, as a route that would cut the node off. The exit status is 1 then, if there is
     nothing else to change.
     """
-    from netloom.roles import agent
+    from netloom.roles import node_plan
+    from netloom.roles.agent import FEATURES
+    from netloom.roles.agent_sources import AgentOptions
     from netloom.runtime import log, loop
 
     log.configure("auto", "warning")
-    found = loop.run(agent.plan(agent.AgentOptions(**vars(node), **vars(cluster))))
+    found = loop.run(node_plan.plan(AgentOptions(**vars(node), **vars(cluster)), FEATURES))
     show(output, found.changes, lambda changes: _as_ip(changes, "change", whole=not found.unread))
     _tell((*found.unread, *found.left_out))
     if found.changes:
@@ -330,7 +333,8 @@ def cleanup(
             "cleanup takes the network from this machine's pods, and there is no terminal to ask on: give --yes, or "
             "--dry-run to see what it would remove"
         )
-    from netloom.roles import agent, presence
+    from netloom.roles import node_plan, presence
+    from netloom.roles.agent import FEATURES
     from netloom.runtime import log, loop
 
     log.configure("auto", "warning")
@@ -339,13 +343,13 @@ def cleanup(
         raise UserError(f"{running} Stop it first: its DaemonSet's pod on this node, or its service.")
     where: dict[str, Any] = {"state_dir": state_dir, "socket": socket, "cni": _cni(run_dir, cni_host, None)}
     if dry_run or not yes:
-        would = loop.run(agent.cleanup(run_dir, dry_run=True, **where))
+        would = loop.run(node_plan.cleanup(run_dir, FEATURES, dry_run=True, **where))
         if dry_run or not would.changes:
             show(output, would.changes, lambda changes: _as_ip(changes, "remove", whole=not would.unread))
             _tell((*would.unread, *would.left, *filter(None, [running])))
             return
         _ask(would.changes)
-    done = loop.run(agent.cleanup(run_dir, forget=forget, **where))
+    done = loop.run(node_plan.cleanup(run_dir, FEATURES, forget=forget, **where))
     show(output, done.changes, lambda changes: _as_ip(changes, "remove"))
     _tell(done.left)
     if report is not None:

@@ -5,50 +5,35 @@ is opened (it only reads), the caches fill, and only then the first whole desire
 and while the API server is away, the kernel keeps what it has.
 """
 
-import functools
 import resource
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import structlog
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from netloom.api.errors import in_words
-from netloom.api.meta import ObjectMeta, OwnerReference
-from netloom.api.v1alpha1 import NETLOOM_NODES, AcceptedEncapsulation, NetloomNode, NodeIPAM
-from netloom.ipam.pool_demand import IDLE_SECONDS
+from netloom.api.v1alpha1 import NETLOOM_NODES
 from netloom.kernel.capability import require_net_admin
-from netloom.kernel.errors import DataplaneError, KernelUnsupported, NotPermitted
-from netloom.kernel.keeper.keeper import Keeper
-from netloom.kernel.keeper.nftables_keeper import unheard_by_each_other
-from netloom.kernel.keeper.report import PlannedChange
-from netloom.roles import leftovers, presence
+from netloom.roles import presence
+from netloom.roles.agent_sources import AgentOptions, sources
+from netloom.roles.feature_keepers import keepers, opened
+from netloom.roles.node_plan import check_run_dir, remove_leftovers
 from netloom.roles.sources import Sources
 from netloom.runtime import health, metrics
 from netloom.runtime.client import Api
-from netloom.runtime.errors import ConfigError
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.http import web
 from netloom.runtime.manager import Manager
 from netloom.runtime.startup import follow_api_server
-from netloom.runtime.watch import EVERY_NODE
 from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
 from netloom_reconcilers.features import chosen
 from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
 from netloom_reconcilers.node.addresses.feature import AddressesFeature
 from netloom_reconcilers.node.endpoints.feature import EndpointsFeature
-from netloom_reconcilers.node.endpoints.options import SOCKET as CNI_SOCKET
-from netloom_reconcilers.node.endpoints.options import CniOptions
 from netloom_reconcilers.node.forwarding import ForwardingFeature
 from netloom_reconcilers.node.known.departures import Departures, NodeLookup
-from netloom_reconcilers.node.known.own_node import RECORD
-from netloom_reconcilers.node.known.peers import is_owned
 from netloom_reconcilers.node.masquerade import MasqueradeFeature
 from netloom_reconcilers.node.pools.feature import PoolsFeature
 from netloom_reconcilers.node.prefilter.feature import PrefilterFeature
@@ -59,7 +44,6 @@ from netloom_reconcilers.node.status import NodeStatusReconciler, readiness_of
 from netloom_reconcilers.node.surroundings import SurroundingsFeature
 from netloom_reconcilers.node.tunnels import TunnelsFeature
 from netloom_reconcilers.node.withdrawing import Withdrawing
-from netloom_reconcilers.signs_of_life import GRACE_SECONDS
 
 log = structlog.get_logger(__name__)
 
@@ -81,100 +65,6 @@ DESCRIPTORS = 65536
 """That an agent has at most, where its hard limit allows it."""
 STUCK = 60.0
 """Seconds after which a keeper that has not ended its pass counts as stuck. One of 10,000 peers takes a second."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentOptions:
-    """What `netloom agent` was asked to do. `manifests` set: no cluster is spoken to. features: as for `chosen`.
-
-    lease_namespace: of the Lease that says that this agent lives. grace_period: seconds of silence that it is allowed;
-    more in a large cluster. state_dir, socket, give_back_after, cni: as in NodeContext.
-    """
-
-    node_name: str
-    kubeconfig: str | None = None
-    context: str | None = None
-    manifests: Path | None = None
-    run_dir: Path = Path("/run/netloom")
-    state_dir: Path | None = None
-    socket: Path | None = None
-    give_back_after: float = IDLE_SECONDS
-    http_address: str = "127.0.0.1:9964"
-    features: str = "*"
-    lease_namespace: str = "kube-system"
-    grace_period: float = GRACE_SECONDS
-    cni: CniOptions | None = None
-
-
-@asynccontextmanager
-async def sources(options: AgentOptions, *, patient: bool = False) -> AsyncIterator[tuple[Sources, Api | None]]:
-    """The sources, and the connection where there is a cluster. Nothing is asked of it yet. Raises ConfigError.
-
-    patient: as with `Api.connect`.
-    """
-    if options.manifests is not None:
-        if not options.manifests.is_dir():
-            raise ConfigError(f"--manifests {options.manifests}: there is no such directory")
-        yield Sources(None, options.manifests), None
-        return
-    connected = Api.connect(options.kubeconfig, options.context, user_agent="netloom-agent", patient=patient)
-    async with await connected as api:
-        yield cluster_sources(options, api), api
-
-
-def cluster_sources(options: AgentOptions, api: Api) -> Sources:
-    """What an agent reads of a cluster."""
-    trims = {NETLOOM_NODES.kind: lambda node: _trimmed(node, options.node_name)}
-    return Sources(api, trims=trims, timing=EVERY_NODE)
-
-
-def _trimmed(node: NetloomNode, own: str) -> NetloomNode:
-    """What an agent needs to know of another node. The rest, conditions above all, is more than half of the memory."""
-    meta = node.metadata
-    if meta.name == own:
-        return node
-    kept = ObjectMeta(
-        name=meta.name,
-        resource_version=meta.resource_version,
-        creation_timestamp=meta.creation_timestamp,
-        labels=_NOTHING,
-        annotations=_NOTHING,
-        owner_references=_OWNED if is_owned(node) else (),
-    )
-    spec, ipam = node.spec, node.spec.ipam
-    # Nothing is sent to single addresses of others from here: the network knows the way.
-    blocks = NodeIPAM(mode=ipam.mode, pod_cidrs=ipam.pod_cidrs, pools=ipam.pools, pool=_NOTHING)
-    encapsulations = _same(spec.encapsulations)
-    return NetloomNode(metadata=kept, spec=msgspec.structs.replace(spec, ipam=blocks, encapsulations=encapsulations))
-
-
-@functools.lru_cache(maxsize=64)
-def _same(encapsulations: tuple[AcceptedEncapsulation, ...]) -> tuple[AcceptedEncapsulation, ...]:
-    """Those of nearly all nodes are equal: held once, they are 1 MiB less of 5,000 nodes."""
-    return encapsulations
-
-
-_NOTHING: Final[dict[Any, Any]] = {}
-"""For all whom it suits, as an empty dict of its own costs each of them 64 bytes."""
-
-_OWNED = (OwnerReference(api_version="v1", kind="Node"),)
-"""That an object stands for a Node; which one, its name says."""
-
-
-def keepers(features: Sequence[NodeFeature]) -> list[Keeper[Any, Any]]:
-    """Of those that own something in the kernel, or follow something there."""
-    return [each for feature in features for each in (feature.keeper, *feature.further) if each is not None]
-
-
-@asynccontextmanager
-async def opened(features: Sequence[NodeFeature]) -> AsyncIterator[None]:
-    """Their keepers are open meanwhile. Raises UserError where the kernel has not what they need."""
-    async with AsyncExitStack() as stack:
-        for keeper in keepers(features):
-            await keeper.open()
-            stack.push_async_callback(keeper.close)
-        unheard_by_each_other(keepers(features))
-        yield
 
 
 class Agent(Collector):
@@ -387,151 +277,15 @@ async def run_agent(options: AgentOptions) -> None:
     """
     host, port = health.parse_address(options.http_address)
     chosen(FEATURES, options.features)
-    _check_run_dir(options.run_dir)
+    check_run_dir(options.run_dir)
     require_net_admin()
     raise_descriptors()
     async with sources(options, patient=True) as (found, api):
         agent = Agent(options, found, api)
         async with opened(agent.features), presence.shown():
-            agent.leftovers = await remove_leftovers(options)
+            agent.leftovers = await remove_leftovers(options, FEATURES)
             metrics.REGISTRY.register(agent)
             routes = [web.get("/status", agent.show_status), web.get("/check", agent.check)]
             async with health.serve(agent.manager.health, host, port, routes=routes):
                 log.info("agent started", node=options.node_name, features=[each.name for each in agent.features])
                 await agent.manager.run()
-
-
-def _dropping(options: AgentOptions, features: Sequence[type[NodeFeature]]) -> list[type[NodeFeature]]:
-    """Those that are off, and whose leftovers drop packets."""
-    on = chosen(features, options.features)
-    return [each for each in features if each.drops and each not in on]
-
-
-async def remove_leftovers(options: AgentOptions, features: Sequence[type[NodeFeature]] = FEATURES) -> tuple[str, ...]:
-    """What features that are off left in the kernel, where it drops packets. What would not go, as sentences."""
-    context = NodeContext("", options.run_dir, Sources(None))
-    failed: list[str] = []
-    for make in _dropping(options, features):
-        feature = make(context)
-        try:
-            async with opened([feature]):
-                gone, failures = await feature.cleanup()
-                why = [*map(str, failures)]
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other features do their work; told below
-            gone, why = [], [in_words(error)]
-        if gone and not why:
-            log.info("what a feature left is removed", feature=make.name, what=[each.text for each in gone])
-        failed += [
-            f"{each}. This is left of the feature {make.name}, which is off, and drops packets of new nodes. Start the "
-            f"agent again once it can be removed, or with {make.name} among its --features."
-            for each in why
-        ]
-    for each in failed:
-        log.warning("what a feature left is not removed", why=each)
-    return tuple(failed)
-
-
-class NodePlan(NamedTuple):
-    """What would be changed, and sentences: about what could not be read, what would be left out, and what cleanup
-    leaves."""
-
-    changes: list[PlannedChange]
-    unread: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-    left: tuple[str, ...] = ()
-
-
-async def plan(options: AgentOptions, features: Sequence[type[NodeFeature]] = FEATURES) -> NodePlan:
-    """What an agent with these options would change in the kernel. Writes nothing. Raises UserError."""
-    wanted = chosen(features, options.features)
-    _check_run_dir(options.run_dir)
-    async with sources(options) as (found, api):
-        if api is not None:
-            await api.check()
-        cni = CniOptions(options.run_dir / CNI_SOCKET)
-        context = NodeContext(options.node_name, options.run_dir, found, api, cni=cni)
-        made = [make(context) for make in wanted]
-        dropping = [make(context) for make in _dropping(options, features)]
-        await found.fill()
-        await context.own.look(context.nodes.get(options.node_name), write=False)
-        return await _of_each(
-            [*made, *dropping],
-            lambda feature: feature.plan_cleanup() if feature in dropping else feature.plan(),
-            beside=dropping,
-        )
-
-
-async def cleanup(
-    run_dir: Path,
-    features: Sequence[type[NodeFeature]] = FEATURES,
-    *,
-    dry_run: bool = False,
-    state_dir: Path | None = None,
-    socket: Path | None = None,
-    cni: CniOptions | None = None,
-    forget: bool = False,
-) -> NodePlan:
-    """Remove all that agents made on this machine; what was removed. Raises UserError, naming what would not go.
-
-    dry_run: what would be removed; as with `plan`, nothing is written, and no capability is needed.
-    forget: nobody comes back to put back the switches that are left. Their records go as well, and the directories.
-    """
-    _check_run_dir(run_dir)
-    cni = cni or CniOptions(run_dir / CNI_SOCKET)
-    context = NodeContext("", run_dir, Sources(None), state_dir=state_dir, socket=socket, cni=cni)
-    made = [make(context) for make in features]
-    if dry_run:
-        kept: list[str] = []
-
-        async def planned(feature: NodeFeature) -> list[PlannedChange]:
-            changes = await feature.plan_cleanup()
-            kept.extend(await feature.left())
-            return changes
-
-        return (await _of_each(made, planned))._replace(left=tuple(kept))
-    require_net_admin()
-    removed: list[PlannedChange] = []
-    failed: list[str] = []
-    left: list[str] = []
-    async with opened(made):
-        for feature in made:
-            gone, failures = await feature.cleanup()
-            removed += gone
-            failed += map(str, failures)
-        for feature in made:
-            left += await feature.left()
-    if failed:
-        why = f"not everything could be removed: {'; '.join(failed)}. Run it again once that is out of the way."
-        raise DataplaneError(why)
-    (run_dir / RECORD).unlink(missing_ok=True)
-    if forget:
-        leftovers.forget(run_dir, state_dir, cni.deletions)
-    return NodePlan(removed, left=tuple(left))
-
-
-def _check_run_dir(run_dir: Path) -> None:
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"--run-dir {run_dir} is no directory")
-
-
-async def _of_each(
-    features: Sequence[NodeFeature],
-    planned: Callable[[NodeFeature], Awaitable[list[PlannedChange]]],
-    beside: Sequence[NodeFeature] = (),
-) -> NodePlan:
-    """What can be read of one is worth having without the others. Raises UserError where that is nothing at all of
-    those that were asked for. beside: those that were not."""
-    changes: list[PlannedChange] = []
-    unread: list[str] = []
-    asked = [feature for feature in features if feature not in beside]
-    for feature in features:
-        try:
-            async with opened([feature]):
-                changes += await planned(feature)
-        except (NotPermitted, KernelUnsupported) as error:
-            unread.append(f"{feature.name} is left out: {error}")
-            asked = [each for each in asked if each is not feature]
-            if not asked:
-                raise
-    left_out = [f"{each.text}: {each.why}" for each in changes if each.left_out]
-    return NodePlan([each for each in changes if not each.left_out], tuple(unread), tuple(left_out))

@@ -13,7 +13,9 @@ from netloom.api.v1alpha1 import NetloomNetwork
 from netloom.api.verdict import ClusterFacts, judge
 from netloom.cli.local_agent import Facts, LocalAgent
 from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
-from netloom.roles.agent import Agent, AgentOptions, cluster_sources, opened
+from netloom.roles.agent import Agent
+from netloom.roles.agent_sources import AgentOptions, cluster_sources
+from netloom.roles.feature_keepers import opened
 from netloom.roles.operator import Operator, OperatorOptions
 from netloom.runtime.client import Api
 from netloom.runtime.manager import Manager

@@ -7,7 +7,8 @@ from typing import ClassVar
 import pytest
 
 from netloom.roles import agent, operator
-from netloom.roles.agent import Agent, AgentOptions, cluster_sources
+from netloom.roles.agent import Agent
+from netloom.roles.agent_sources import AgentOptions, cluster_sources
 from netloom.roles.operator import Operator, OperatorOptions
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError

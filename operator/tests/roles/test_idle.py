@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from netloom.kernel.keeper.keeper import Keeper
-from netloom.roles.agent import STUCK, Agent, AgentOptions, cluster_sources
+from netloom.roles.agent import STUCK, Agent
+from netloom.roles.agent_sources import AgentOptions, cluster_sources
 from netloom.runtime.client import Api
 from tests.roles.test_crashes import NODE_PATH, put_network, running
 from tests.runtime.scripted import ScriptedApi, refuse, until

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from netloom.kernel.keeper.report import Failure, PlannedChange
-from netloom.roles.agent import Agent, AgentOptions, plan, remove_leftovers
+from netloom.roles.agent import FEATURES, Agent
+from netloom.roles.agent_sources import AgentOptions
+from netloom.roles.node_plan import plan, remove_leftovers
 from netloom.roles.sources import Sources
 from netloom_reconcilers.node.senders import SendersFeature
 from tests.kernel.netns import Namespace
@@ -41,17 +43,17 @@ async def test_what_drops_packets_goes_when_its_feature_is_off(
     keeper = await keepers.open()
     await keeper.apply(senders(2))
     whole = ours(node)
-    assert await remove_leftovers(options(tmp_path, "*")) == ()
+    assert await remove_leftovers(options(tmp_path, "*"), FEATURES) == ()
     assert ours(node) == whole, "the feature itself keeps it, without a gap"
 
     off = options(tmp_path, "-senders,-tunnels,-probe,-surroundings,-forwarding")
     gone = "nft delete table inet netloom-tunnels"
-    assert gone in [change.text for change in (await plan(off)).changes]
+    assert gone in [change.text for change in (await plan(off, FEATURES)).changes]
     assert ours(node) == whole
-    assert await remove_leftovers(off) == ()
+    assert await remove_leftovers(off, FEATURES) == ()
     assert ours(node) == ""
-    assert gone not in [change.text for change in (await plan(off)).changes]
-    assert await remove_leftovers(off) == (), "there is nothing"
+    assert gone not in [change.text for change in (await plan(off, FEATURES)).changes]
+    assert await remove_leftovers(off, FEATURES) == (), "there is nothing"
 
 
 @pytest.mark.parametrize("how", ["refused", "raised"])
@@ -66,7 +68,7 @@ async def test_what_does_not_go_is_said_and_stops_nobody(
     monkeypatch.setattr(SendersFeature, "cleanup", cleanup)
     off = options(tmp_path, "masquerade")
     agent = Agent(off, Sources(None, off.manifests), None)
-    agent.leftovers = await remove_leftovers(off)
+    agent.leftovers = await remove_leftovers(off, FEATURES)
     (said,) = agent.leftovers
     assert said == (
         "table inet netloom-tunnels: the kernel does not answer. This is left of the feature senders, which is off, "

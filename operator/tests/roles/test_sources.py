@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNode
-from netloom.roles.agent import AgentOptions, cluster_sources
+from netloom.roles.agent_sources import AgentOptions, cluster_sources
 from netloom.roles.sources import Sources
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError

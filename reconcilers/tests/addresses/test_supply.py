@@ -114,8 +114,8 @@ def test_tunnel_devices_borrow_no_address_of_small_blocks_where_there_is_a_large
         (
             Supply(blocks={"web": (Cidr.parse("10.0.0.7/32"),)}),
             "",
-            "the agent's feature `pools`, which says of which pool, is off. Start it with that (--features), or ask for a "
-            "pool by its name.",
+            "the agent's feature `pools`, which says of which pool, is off. Start it with that (--features), or ask "
+            "for a pool by its name.",
         ),
         (
             Supply(blocks={"web": (Cidr.parse("10.0.0.7/32"),)}, closed=frozenset({"web"})),

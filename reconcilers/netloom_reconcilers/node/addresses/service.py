@@ -72,7 +72,7 @@ async def no_pool(_owner: Owner, asked: str | None, _uid: str = "") -> Mapping[s
 
 
 @dataclass(eq=False)
-class _Waiter:
+class _WaitingCall:
     owner: Owner
     pool: str
     versions: frozenset[Version]
@@ -122,7 +122,7 @@ class AddressService:
         """By pool and families, who waited in vain last: when, and the sentence."""
         self.counts: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
-        self._waiters: list[_Waiter] = []
+        self._waiters: list[_WaitingCall] = []
         self._choosing: Counter[Owner] = Counter()
         """Whose pools are looked for, and how often; and who of them was released meanwhile."""
         self._released: set[Owner] = set()
@@ -167,7 +167,7 @@ class AddressService:
             got = self.allocator.allocate(owner, pool, versions, now, elsewhere, uid=uid)
             if isinstance(got, Shortage):
                 served = asyncio.get_running_loop().create_future()
-                await self._wait(_Waiter(owner, pool, families, elsewhere, uid, now, served, got), wait)
+                await self._wait(_WaitingCall(owner, pool, families, elsewhere, uid, now, served, got), wait)
             self.counts["given"] += 1
             self._note_success({pool, *elsewhere.values()}, versions)
         elif uid:
@@ -254,7 +254,7 @@ class AddressService:
 
     # ------------------------------------------------------------------------------------------------------- waiting
 
-    async def _wait(self, waiter: _Waiter, wait: float) -> None:
+    async def _wait(self, waiter: _WaitingCall, wait: float) -> None:
         self._waiters.append(waiter)
         self._look_when_rested(waiter.shortage)
         asyncio.get_running_loop().call_later(PRESSED_SECONDS + TIMER_SECONDS, self._serve_soon)

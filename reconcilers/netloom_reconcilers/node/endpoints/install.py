@@ -70,7 +70,7 @@ def conflist(chain: Iterable[str], version: str) -> bytes:
     return msgspec.json.format(msgspec.json.encode(said), indent=2) + b"\n"
 
 
-class _File(NamedTuple):
+class _InstalledFile(NamedTuple):
     path: Path
     content: bytes
     mode: int
@@ -117,7 +117,7 @@ class Installer:
         self._clock = clock
         self._seen: dict[Path, tuple[int, ...]] = {}
         """How files were when they were as they are to be."""
-        self._written: dict[Path, _File] = {}
+        self._written: dict[Path, _InstalledFile] = {}
         self._patience: dict[Path, tuple[float, float]] = {}
         """Of files that are put back: when that was last, and how long to wait before it is done again."""
         self._gone: dict[str, float] = {}
@@ -166,7 +166,7 @@ class Installer:
     def _keep_both(self, found: _Found, *, is_ready: bool) -> bool:
         places = self.places
         try:
-            binary = _File(binary_of(places), self._plugin(), 0o755)
+            binary = _InstalledFile(binary_of(places), self._plugin(), 0o755)
         except OSError as error:
             found.problems.append(
                 f"{places.plugin}: the CNI plugin cannot be read: {_why(error)}. Name it by --cni-plugin."
@@ -184,7 +184,7 @@ class Installer:
                 "the CNI plugins, or leave them out of --cni-chain."
             )
         chain = [name for name in places.chain if name not in missing]
-        return self._keep(_File(conflist_of(places), conflist(chain, places.version), 0o644), found)
+        return self._keep(_InstalledFile(conflist_of(places), conflist(chain, places.version), 0o644), found)
 
     def _missing(self, waits: list[float]) -> list[str]:
         """Plugins of the chain that are not there. One that is in the configuration and is missing for a moment is
@@ -214,7 +214,7 @@ class Installer:
             self._read = now, self.places.plugin.read_bytes()
         return self._read[1]
 
-    def _keep(self, wanted: _File, found: _Found) -> bool:
+    def _keep(self, wanted: _InstalledFile, found: _Found) -> bool:
         """Whether the file is as wanted now."""
         path = wanted.path
         try:
@@ -242,7 +242,7 @@ class Installer:
         self._written[path] = wanted
         return True
 
-    def _difference(self, wanted: _File) -> str:
+    def _difference(self, wanted: _InstalledFile) -> str:
         """What is different of the file; "" for nothing. What was looked at and did not change is not read again."""
         path = wanted.path
         try:
@@ -334,7 +334,7 @@ def _fresh(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
-def _write(wanted: _File) -> None:
+def _write(wanted: _InstalledFile) -> None:
     fresh = _fresh(wanted.path)
     fresh.unlink(missing_ok=True)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

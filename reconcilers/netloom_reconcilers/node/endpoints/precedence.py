@@ -29,7 +29,7 @@ class _Plugin(msgspec.Struct):
     type: str = ""
 
 
-class _File(msgspec.Struct):
+class _NetworkFile(msgspec.Struct):
     """One plugin, or a list of them."""
 
     type: str = ""
@@ -64,7 +64,7 @@ def types_of(path: Path) -> tuple[str, ...]:
 
 def _types(content: bytes) -> tuple[str, ...]:
     try:
-        found = msgspec.json.decode(content, type=_File)
+        found = msgspec.json.decode(content, type=_NetworkFile)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return ()
     return tuple(filter(None, (found.type, *(each.type for each in found.plugins))))
