@@ -186,9 +186,10 @@ class Mesh:
 
     def _want(self, old: Peer | None, new: Peer | None) -> None:
         """Count the native ones, and tell the FIB and `WithheldRoutes` which addresses matter."""
-        for peer, count in ((new, 1), (old, -1)):
-            if peer is not None and NO_ENCAPSULATION in peer.encapsulations:
-                self.natives += count
+        if new is not None and NO_ENCAPSULATION in new.encapsulations:
+            self.natives += 1
+        if old is not None and NO_ENCAPSULATION in old.encapsulations:
+            self.natives -= 1
         before, after = addresses_of(old), addresses_of(new)
         if before != after:
             self.withheld.move(before, after)

@@ -37,14 +37,21 @@ class PeerClaims:
 
     def change(self, name: str, old: Peer | None, new: Peer | None) -> set[str]:
         """It claims what is new instead of what is old. Returns the others that have lost or won something by it."""
+        lengths = self._lengths
+        before: tuple[Unique, ...] = ()
+        after: tuple[Unique, ...] = ()
         if new is not None:
-            self._count(new, 1)
+            after = (*addresses_of(new), new.mac, *new.cidrs)
+            for prefix in new.cidrs:
+                lengths[prefix.version, prefix.length, new.held] += 1
         if old is not None:
-            self._count(old, -1)
+            before = (*addresses_of(old), old.mac, *old.cidrs)
+            for prefix in old.cidrs:
+                lengths[prefix.version, prefix.length, old.held] -= 1
             self._held.discard(name)
         if new is not None and new.held:
             self._held.add(name)
-        others = self._owners.change(name, _unique_of(old) if old else (), _unique_of(new) if new else ())
+        others = self._owners.change(name, before, after)
         return others | self._in_or_out_of_the_way(old, new) if self._held else others
 
     def conflicts(self) -> list[AddressConflict]:
@@ -82,20 +89,12 @@ class PeerClaims:
         claims = (wider for address in addresses for wider in self.and_wider(Cidr.of(address)))
         return {name for claim in claims if (name := self.holders.get(claim))}
 
-    def _count(self, peer: Peer, count: int) -> None:
-        for prefix in peer.cidrs:
-            self._lengths[prefix.version, prefix.length, peer.held] += count
-
     def _in_or_out_of_the_way(self, *peers: Peer | None) -> set[str]:
         """Held peers that may have to make way, or may come back: only where the lengths of CIDRs differ."""
         changed = [prefix for peer in peers if peer is not None for prefix in peer.cidrs]
         inner = [(version, length) for version, length, held in self._lengths if held]
         differ = any(each.version == version and each.length < length for each in changed for version, length in inner)
         return self._held if differ else set()
-
-
-def _unique_of(peer: Peer) -> tuple[Unique, ...]:
-    return (*addresses_of(peer), peer.mac, *peer.cidrs)
 
 
 def _conflict(claim: Unique, holder: str, name: str) -> AddressConflict:
