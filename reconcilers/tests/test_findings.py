@@ -7,7 +7,7 @@ import pytest
 from netloom.cidr import Cidr
 from netloom.kernel.surroundings.detours import Detour
 from netloom.kernel.surroundings.look_part import SurroundingsFound, UnfilteredBridge
-from netloom.kernel.surroundings.rules import PolicyRule
+from netloom.kernel.surroundings.rules import PolicyRule, before_main
 from netloom.kernel.surroundings.tables import Conntrack, NeighbourTable, Tables
 from netloom_reconcilers.node import findings
 
@@ -110,6 +110,11 @@ def test_connections() -> None:
             "ip rule 1 (from all lookup 200) leads packets to pods of this node (10.1.0.5/32) out of eth1, before"
             " the main table is asked, which has the route. If nobody needs the rule, take it away: ip rule "
             "delete pref 1 from all lookup 200",
+        ),
+        (
+            Detour(before_main([PolicyRule(0, socket.AF_INET6, 255, 1)])[0], Cidr.parse("fd00:2::/64"), "n2", 3),
+            "No ip -6 rule has the main table asked, which has the route: packets to fd00:2::/64 (of n2) and 2 more "
+            "CIDRs are dropped. Put the kernel's own rule back: ip -6 rule add pref 32766 lookup main",
         ),
     ],
 )

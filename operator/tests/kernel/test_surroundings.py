@@ -193,6 +193,33 @@ async def test_a_rule_is_seen_when_it_comes_though_its_routes_come_later(
     assert reports
 
 
+async def test_main_table_that_no_rule_has_asked(
+    node: Namespace, pod: Namespace, planes: Planes, keepers: Opener
+) -> None:
+    """`ip rule flush` takes all rules but the local table's away. One that asks for all but default routes will do."""
+    await (await planes.open()).apply(mesh())
+    keeper = await keepers()
+
+    async def dropped() -> list[tuple[int, str, int, bool]]:
+        keeper._doubt()
+        found = (await keeper.apply(AROUND)).found.detours
+        assert all(each.rule.is_end and not each.device for each in found)
+        return sorted((each.cidr.version, each.node, each.count, each.inward) for each in found)
+
+    four, six = ([(version, "", 1, True), (version, "node-2", 2, False)] for version in (4, 6))
+    assert await dropped() == []
+    node.ip("rule flush")
+    assert await dropped() == four
+    node.ip("-6 rule delete pref 32766")
+    assert await dropped() == four, "a kernel that was never given a rule of IPv6 has the main table asked anyway"
+    node.ip("-6 rule add pref 99 fwmark 7 lookup 300")
+    assert await dropped() == four + six
+    node.ip("rule add pref 100 lookup main suppress_prefixlength 0")
+    assert await dropped() == six
+    node.ip("-6 rule add pref 32766 lookup main")
+    assert await dropped() == []
+
+
 async def test_native_routes_in_the_main_table_are_no_detour_and_a_rules_are(
     node: Namespace, pod: Namespace, planes: Planes, keepers: Opener
 ) -> None:

@@ -12,6 +12,8 @@ from netloom.kernel.surroundings.look_part import SurroundingsFound, UnfilteredB
 from netloom.kernel.surroundings.tables import Conntrack, NeighbourTable
 from netloom.kernel.sysctl import Sysctl
 
+_MAIN = 32766
+"""The priority of the rule that the kernel makes for the main table (net/ipv4/fib_rules.c, fib_default_rules_init)."""
 _OPTION = f"spec.limits.raise of NetloomNetwork {NETWORK_NAME}"
 
 
@@ -53,6 +55,11 @@ def detour_text(detour: Detour) -> str:
     more = f" and {detour.count - 1} more CIDRs" if detour.count > 1 else ""
     whose = f" (of {detour.node})" if detour.node else ""
     packets = f"to pods of this node ({detour.cidr}{more})" if detour.inward else f"to {detour.cidr}{whose}{more}"
+    if rule.is_end:
+        return (
+            f"No {ip} has the main table asked, which has the route: packets {packets} are dropped. Put the kernel's "
+            f"own rule back: {ip} add pref {_MAIN} lookup main"
+        )
     what = f"leads packets {packets} out of {detour.device}" if detour.device else f"drops packets {packets}"
     main = f"to {detour.cidr} lookup main" if detour.count == 1 else "lookup main suppress_prefixlength 0"
     before = (

@@ -3,7 +3,7 @@
 Rules are common, and most of them mean no harm: they match packets with a mark, or a table behind them has nothing for
 pods. Instead of working out what they do, packets are made up that each suspicious rule could match, from a pod of this
 node to each other node's CIDR and back, and the kernel is asked where they would go. On a node with no rules but its
-own nothing is asked.
+own nothing is asked. That the main table is asked at all is a rule, too, which somebody may have taken away.
 """
 
 import errno

@@ -25,6 +25,7 @@ _SUPPRESS_PREFIX, _TABLE, _MASK, _OIF, _L3MDEV = 14, 15, 16, 17, 19
 _PROTOCOL, _SOURCE_PORTS, _PORTS = 22, 23, 24
 _UIDS, _TUNNEL_ID = 20, 12
 _NEVER = 0xFFFF_FFFF
+_UNREACHABLE = 7
 
 
 class PolicyRule(msgspec.Struct, frozen=True):
@@ -53,6 +54,11 @@ class PolicyRule(msgspec.Struct, frozen=True):
     last_port: int = 0
     vrf: bool = False
     plain: bool = False
+
+    @property
+    def is_end(self) -> bool:
+        """Whether it stands for the end of the rules (`before_main`), and is none."""
+        return self.priority > _NEVER
 
     @property
     def text(self) -> str:
@@ -134,7 +140,14 @@ def _range(first: int, last: int) -> str:
 
 
 def before_main(rules: list[PolicyRule]) -> list[PolicyRule]:
-    """Of the rules of one family those that are asked before the main table, and that a pod's packet may match."""
+    """Of the rules of one family those that are asked before the main table, and that a pod's packet may match.
+
+    Where no rule has every packet asked in the main table (`ip rule flush` leaves the local table's alone), the end of
+    the rules is one more: the kernel refuses what comes so far.
+    """
     ordered = sorted(rules, key=lambda rule: rule.priority)
     main = next((rule.priority for rule in ordered if rule.plain and rule.table == ROUTE_TABLE), _NEVER + 1)
-    return [rule for rule in ordered if rule.priority < main and rule.may_match_pods()]
+    asked = [rule for rule in ordered if rule.priority < main and rule.may_match_pods()]
+    if ordered and main > _NEVER:
+        asked.append(PolicyRule(priority=_NEVER + 1, family=ordered[0].family, table=0, action=_UNREACHABLE))
+    return asked
