@@ -11,7 +11,7 @@ from netloom.cidr import format_address, parse_address
 from netloom.kernel.probe.examination import Evidence, Target
 from netloom.kernel.probe.keeper import Egress
 from netloom.kernel.probe.packets import Rejection
-from netloom_reconcilers.node.probing.findings import finding, sentences
+from netloom_reconcilers.node.probing.findings import finding, sentences, told_apart
 from netloom_reconcilers.node.probing.selection import PER_WAY, PROBERS, behind, by_way, concerns
 from netloom_reconcilers.node.probing.targets import addresses_of, by_nodes, hosts_of, targets_of
 
@@ -145,3 +145,25 @@ def test_what_both_families_have_in_common_is_said_once() -> None:
     assert sentences([finding(replace(LOST, target=six, forwards=False), alive=True)])[0].count("IPv6") == 1
     both = sentences([finding(replace(LOST, target=each, forwards=False), alive=True) for each in (N2, six)])
     assert "IPv4 and IPv6" in both[0]
+
+
+def test_a_tunnel_that_carries_one_family_does_not_lose_the_other() -> None:
+    six = replace(N2, address=parse_address("fd00::ffff"))
+    passes = finding(replace(LOST, target=six, largest=1450), alive=True)
+    silent = finding(replace(LOST, ping=True), alive=True)
+    never = finding(replace(LOST, ping=True), alive=True, never=True)
+    one_way = finding(replace(LOST, heard=True), alive=True)
+    assert [each.reason for each in (silent, never, one_way)] == ["UnderlayPortDropped", "NeverAnswered", "LostOneWay"]
+    for lost in (silent, never, one_way):
+        told, other = told_apart([lost, passes])
+        assert (told.passes, told.reason, told.where, other) == (False, "OneFamilyDropped", lost.where, passes)
+        assert "are lost in IPv4 and pass in IPv6" in told.text
+        assert "8472 (vxlan)" not in told.text
+    # By another way, to another peer, of a known cause, or in both families: it stands.
+    native = [finding(replace(each, way=NATIVE), alive=True) for each in (replace(LOST, ping=True), LOST)]
+    of_native = replace(passes, way="native")
+    of_another = replace(passes, peer="n3")
+    here = finding(replace(LOST, forwards=False), alive=True)
+    both = [silent, finding(replace(LOST, target=six, ping=True), alive=True)]
+    for findings in ([*native, of_native], [silent, of_native, of_another], [here, passes], both):
+        assert told_apart(findings) == findings

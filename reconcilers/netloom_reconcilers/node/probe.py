@@ -27,7 +27,7 @@ from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext, Readiness
 from netloom_reconcilers.node.mesh.reading import missing
 from netloom_reconcilers.node.probing.counting import metrics_of
-from netloom_reconcilers.node.probing.findings import BOTH, Finding, finding, not_forwarded, sentences
+from netloom_reconcilers.node.probing.findings import BOTH, Finding, finding, not_forwarded, sentences, told_apart
 from netloom_reconcilers.node.probing.looks import Leases, switch_off
 from netloom_reconcilers.node.probing.pace import TellingPace
 from netloom_reconcilers.node.probing.selection import behind, by_way, concerns
@@ -240,7 +240,8 @@ class ProbeFeature(KernelFeature):
             async with limit:
                 return await self._examined(target, way, whole=whole)
 
-        found = await asyncio.gather(*(one(target, way) for target, way in zip(targets, ways, strict=True)))
+        seen = await asyncio.gather(*(one(target, way) for target, way in zip(targets, ways, strict=True)))
+        found = told_apart(seen)
         for each in found:
             self._take(each)
         return found

@@ -1,6 +1,6 @@
 """What was seen on the way to a peer, in words: whether pods' packets pass, where they are lost, what to do. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 import msgspec
@@ -8,9 +8,11 @@ import msgspec
 from netloom.api.v1alpha1 import NETWORK_NAME
 from netloom.cidr import format_address
 from netloom.kernel.probe.examination import Evidence
+from netloom.kernel.probe.keeper import Egress
 from netloom.kernel.probe.packets import UDP_PORT
 
 TUNNEL_OVERHEAD = 50
+NATIVE = Egress().kind
 
 BOTH = "IPv4 and IPv6"
 """Of a text that is of both address families."""
@@ -86,6 +88,32 @@ def sentences(findings: Iterable[Finding]) -> list[str]:
     return list(dict.fromkeys(each.text for each in said.values() if each.text))
 
 
+def told_apart(findings: Collection[Finding]) -> list[Finding]:
+    """The same, of one look. Where a tunnel carries one address family to a peer, and the other is lost in it, neither
+    the network between the nodes nor the tunnel's port can be the cause."""
+    carried = {(each.peer, each.way): each.family for each in findings if each.passes or each.largest}
+    return [
+        _one_family(each, carried[each.peer, each.way])
+        if each.reason in _NETWORK and each.way != NATIVE and (each.peer, each.way) in carried
+        else each
+        for each in findings
+    ]
+
+
+def _one_family(lost: Finding, passes: int) -> Finding:
+    ip, tables = ("ip -6", "ip6tables") if lost.family == 6 else ("ip", "iptables")
+    text = (
+        f"packets of pods to {lost.peer} are lost in IPv{lost.family} and pass in IPv{passes}, through the same "
+        f"tunnel ({lost.way}): so what drops them is on one of both nodes, and for IPv{lost.family} alone. Look there "
+        f"for rules in other hooks than forward (`nft list ruleset`, `{tables} -t raw -S`, `{tables} -t mangle -S`), "
+        f"policy rules (`{ip} rule`), IPsec (`ip xfrm policy`), and whether /status of {lost.peer} says that packets "
+        "of this node are dropped as forged."
+    )
+    return msgspec.structs.replace(lost, passes=False, reason="OneFamilyDropped", text=text, both="")
+
+
+_NETWORK = ("UnderlayPortDropped", "UnderlayUnreachable", "LostOneWay", "NeverAnswered")
+"""What is said where packets are lost between the nodes, or nothing comes from there."""
 _SILENT = ("UnderlayPortDropped", "NetworkDropsPods", "UnderlayUnreachable")
 """What is said where nothing at all comes from the peer's agent, which may be none that probes."""
 
@@ -104,7 +132,12 @@ def _verdict(found: Evidence, of: str, alive: bool | None, switch: str) -> _Verd
     name, way = found.target.name, found.way
     pods = f"packets of pods to {name} ({of}, {way})"
     if not way.device:
-        return False, "NoRoute", "here", f"{pods} have no route on this node; DataplaneReady says why."
+        return (
+            False,
+            "NoRoute",
+            "here",
+            f"{pods} have no route on this node; DataplaneReady, or a warning of /status, says why.",
+        )
     if found.largest:
         return _too_large(found, of)
     if found.host == "refused" and found.forwards is not False:
