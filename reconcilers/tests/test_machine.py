@@ -32,6 +32,7 @@ class Setting:
         self.now = 1000.0
         self.written: list[Written] = []
         self.gone = False
+        self.reconnected = 0
         self.reconciler = self.restart()
 
     def restart(self) -> MachineReconciler:
@@ -51,6 +52,9 @@ class Setting:
         told = msgspec.structs.replace(node.status, absent_addresses=absent, connected_cidrs=connected)
         meta = msgspec.structs.replace(node.metadata, resource_version=str(len(self.written) + 1))
         return msgspec.structs.replace(node, status=told, metadata=meta)
+
+    def reconnect(self) -> None:
+        self.reconnected += 1
 
     async def are_absent(self, *addresses: str, after: float = 0.0) -> float | None:
         self.now += after
@@ -77,6 +81,19 @@ def setting() -> Setting:
 
 
 # Absent addresses
+
+
+async def test_connections_are_made_anew_when_an_address_was_lost(setting: Setting) -> None:
+    """It may be the one that they come from."""
+    await setting.are_absent("203.0.113.1")
+    assert setting.reconnected == 0, "it was never there: a gateway translates it"
+    for _ in range(2):
+        await setting.are_absent("203.0.113.1", "172.16.0.1", after=1)
+        assert setting.reconnected == 1
+    await setting.are_absent("203.0.113.1", after=1)
+    assert setting.reconnected == 1
+    await setting.are_absent("203.0.113.1", "172.16.0.1", after=1)
+    assert setting.reconnected == 2, "it was back, and went again"
 
 
 async def test_where_nothing_is_absent_nothing_is_written(setting: Setting) -> None:

@@ -92,6 +92,12 @@ class Api(AbstractAsyncContextManager["Api", None]):
         """Follows kubeconfig, certificates and tokens on disk for ever; a component of every role that lives long."""
         await self._auth.follow()
 
+    def reconnect(self) -> None:
+        """New connections from now on, also for watches, which go on where they were: to be called when this machine
+        lost an address that they may come from. The kernel leaves them open, and finds only after a minute that
+        nobody answers there (`connection.KEEPALIVE`)."""
+        self._connections.renew()
+
     async def __aexit__(self, *_error: object) -> None:
         """Closes all connections."""
         await self._connections.close()

@@ -29,7 +29,7 @@ KEEPALIVE = (
 
 
 class ConnectionReplaced(Exception):
-    """A watch's connection is given up, as there is another endpoint now. `elsewhere`: at another address."""
+    """A watch's connection is given up, as there is another for it now. `elsewhere`: to another address."""
 
     def __init__(self, elsewhere: bool) -> None:
         super().__init__("the connection was given up for one with other credentials")
@@ -47,6 +47,10 @@ class Connections:
         self.present = ApiPools(auth.endpoint, limit, self._headers)
         """What new requests go by; `use` it for what takes time."""
         auth.on_change = self._replace
+
+    def renew(self) -> None:
+        """New connections to where the present ones lead."""
+        self._replace(self.present.endpoint)
 
     def _replace(self, endpoint: ApiEndpoint) -> None:
         old, self.present = self.present, ApiPools(endpoint, self._limit, self._headers)

@@ -83,6 +83,23 @@ async def test_an_address_that_comes_and_goes_leaves_nothing_open(tmp_path: Path
             await asyncio.wait([following])
 
 
+async def test_connections_are_made_anew_on_demand(server: ScriptedApi, api: Api) -> None:
+    """The watch goes on where it was, by another connection; and so does all else."""
+    store = Store(NODES)
+    watch = asyncio.create_task(ListWatch(api, store, timing=WatchTiming(base=0.01, cap=0.02)).run())
+    await until(lambda: server.count("watch") == 1)
+    before = set(server.transports)
+    api.reconnect()
+    await until(lambda: server.count("watch") == 2)
+    await until(lambda: all(transport.is_closing() for transport in before), "the old are closed")
+    server.put("/api/v1/nodes", {"metadata": {"name": "b"}})
+    await until(lambda: "b" in store)
+    assert server.count("list") == 1
+    await api.check()
+    watch.cancel()
+    await asyncio.wait([watch])
+
+
 async def test_a_token_that_is_refused_is_looked_for_at_once(
     server: ScriptedApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

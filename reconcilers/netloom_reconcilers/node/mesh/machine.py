@@ -7,6 +7,10 @@ block of a network that devices of any node are on: that node would be cut off f
 Every write of a node is sent to every agent, so there are few. What is new is told after a moment, and what went only
 when it has stayed away: an address that was absent for a minute, a network for ten. So an address that comes and goes,
 or the bridge that a build makes each time, is written once; and networks alone never more often than once a minute.
+
+An address that this machine lost may be the one that connections to the API server come from. They stay open, and
+nobody answers there: for a minute the agent would hear nothing of addresses that others got at the same moment, as from
+a DHCP server. So they are made anew.
 """
 
 import time
@@ -70,6 +74,7 @@ class MachineReconciler:
     _absent: _Lingering = field(default_factory=lambda: _Lingering(BACK_SECONDS))
     _connected: _Lingering = field(default_factory=lambda: _Lingering(LEFT_SECONDS))
     _written_at: float = float("-inf")
+    _lost: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         self.controller = Controller("machine", self.reconcile)
@@ -83,6 +88,7 @@ class MachineReconciler:
         node, machine = self.nodes.get(key), self.machine()
         if node is None or machine is None:
             return None
+        self._leave_lost_addresses(machine.absent)
         now, status = self.clock(), node.status
         said = MachineFacts(frozenset(status.absent_addresses), frozenset(status.connected_cidrs))
         back = self._absent.wait(said.absent, machine.absent, now)
@@ -97,6 +103,13 @@ class MachineReconciler:
         self._written_at = now
         await self._write(node, wanted)
         return again
+
+    def _leave_lost_addresses(self, absent: frozenset[str]) -> None:
+        """An address that was never there is nobody's: a gateway translates it."""
+        before, self._lost = self._lost, absent
+        if before is not None and (lost := absent - before):
+            log.info("connections to the API server are made anew, as this machine lost an address", lost=sorted(lost))
+            self.api.reconnect()
 
     async def _write(self, node: NetloomNode, wanted: MachineFacts) -> None:
         meta = node.metadata
