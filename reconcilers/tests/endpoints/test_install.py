@@ -210,6 +210,79 @@ def test_who_keeps_changing_it_is_told_of_and_waited_for(host: Host) -> None:
     assert host.installer.look() is None, "it was left alone for long enough"
 
 
+MESH = {"type": "istio-cni", "log_level": "info", "kubernetes": {"cni_bin_dir": "/opt/cni/bin", "exclude": ["a"]}}
+
+
+def put_behind(host: Host, *entries: object) -> bytes:
+    """As the installer of a service mesh does: at the end of what is there, laid out and with a mode as it likes."""
+    said = json.loads(host.conflist.read_text())
+    said["plugins"] += entries
+    host.conflist.write_text(json.dumps(said, sort_keys=True, indent=4))
+    return host.conflist.read_bytes()
+
+
+def plugins(host: Host) -> list[str]:
+    return [each["type"] for each in json.loads(host.conflist.read_text())["plugins"]]
+
+
+def test_what_others_put_behind_ours_stays(host: Host) -> None:
+    """Their installers put it there again, and pods in between would go around the mesh."""
+    (host.bin / "istio-cni").write_text("#!")
+    host.installer.look()
+    theirs = put_behind(host, MESH)
+    for _ in range(2):
+        host.installer.look()
+        assert host.conflist.read_bytes() == theirs, "not even laid out anew: they would take it for a change"
+        host.start()
+    assert host.installer.look() is None
+    assert (host.told, host.installer.errors(), host.installer.warnings()) == ([], [], [])
+
+    host.conflist.chmod(0o600)
+    host.installer.look()
+    assert host.conflist.read_bytes() == theirs
+    assert host.conflist.stat().st_mode & 0o777 == 0o644
+
+    for damage in ("{}", "", json.dumps({"name": "netloom", "plugins": [MESH]}), None):
+        host.now += 1000
+        host.conflist.unlink()
+        if damage is not None:
+            host.conflist.write_text(damage)
+        host.installer.look()
+        assert plugins(host) == [PLUGIN, "portmap", "istio-cni"], damage
+        assert json.loads(host.conflist.read_text())["plugins"][-1] == MESH
+    host.places = host.places._replace(version="1.1.0", chain=())
+    host.start().look()
+    assert plugins(host) == [PLUGIN, "istio-cni"], "of ours nothing stays that is not wanted any more"
+
+    host.conflist.write_text(json.dumps({**json.loads(theirs), "plugins": json.loads(theirs)["plugins"][:1]}))
+    host.installer.look()
+    assert plugins(host) == [PLUGIN], "they took it out again"
+
+
+def test_what_others_put_behind_ours_and_did_not_install_is_told(host: Host) -> None:
+    host.installer.look()
+    put_behind(host, MESH)
+    host.installer.look()
+    assert "somebody put istio-cni behind Netloom's plugins" in host.installer.warnings()[0]
+    (host.bin / "istio-cni").write_text("#!")
+    host.installer.look()
+    assert host.installer.warnings() == []
+
+
+def test_what_is_no_plugin_of_anybody_does_not_stay(host: Host) -> None:
+    host.installer.look()
+    before = host.conflist.read_bytes()
+    for entry in ({"type": PLUGIN, "more": 1}, {"type": "portmap", "snat": False}, {"type": 7}, {}, {"type": "tuning"}):
+        host.now += 1000
+        put_behind(host, entry)
+        host.installer.look()
+        assert host.conflist.read_bytes() == before, entry
+    put_behind(host, "no object")
+    host.now += 1000
+    host.installer.look()
+    assert host.conflist.read_bytes() == before
+
+
 async def test_plugins_that_come_later_join_the_chain(tmp_path: Path) -> None:
     host = Host(tmp_path, ("portmap", "bandwidth", "mine"))
     async with kept(host):

@@ -1,7 +1,8 @@
 """The plugin's binary and the network configuration on the host: put there, kept as they are to be, taken away.
 
 Container runtimes take the first file of the configuration's directory in the order of the names, so ours has a name
-that comes early; a file before it is told (see `precedence`). Files of others are never changed or removed.
+that comes early; a file before it is told (see `precedence`). Files of others are never changed or removed, nor is what
+they put at the end of ours (`appended`).
 
 Each file is written beside its place, synced, and renamed into it: a runtime that looks at any moment sees the old one
 or the new one. The binary comes before the configuration that names it, and goes after it.
@@ -21,6 +22,7 @@ import msgspec
 import structlog
 from asyncinotify import Inotify, Mask
 
+from netloom_reconcilers.node.endpoints.appended import Entry, appended, is_alike
 from netloom_reconcilers.node.endpoints.networks import NETWORK
 from netloom_reconcilers.node.endpoints.options import Places
 from netloom_reconcilers.node.endpoints.precedence import first, types_of
@@ -49,6 +51,7 @@ _WATCHED = (
     Mask.CREATE | Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.ATTRIB | Mask.DELETE_SELF
     | Mask.MOVE_SELF | Mask.ONLYDIR
 )  # fmt: skip
+_MODE = "of another mode"
 _ELSEWHERE = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.IGNORED
 """What is watched is no more what has its name."""
 
@@ -63,9 +66,9 @@ def conflist_of(places: Places) -> Path:
     return places.conf_dir / CONFLIST
 
 
-def conflist(chain: Iterable[str], version: str) -> bytes:
-    """The network configuration, as a file."""
-    behind = [{"type": name, **CAPABILITIES.get(name, {})} for name in chain]
+def conflist(chain: Iterable[str], version: str, more: Iterable[Entry] = ()) -> bytes:
+    """The network configuration, as a file. more: what others put behind ours."""
+    behind = [*({"type": name, **CAPABILITIES.get(name, {})} for name in chain), *more]
     said = {"cniVersion": version, "name": NETWORK, "plugins": [{"type": PLUGIN, **OURS}, *behind]}
     return msgspec.json.format(msgspec.json.encode(said), indent=2) + b"\n"
 
@@ -122,6 +125,8 @@ class Installer:
         """Of files that are put back: when that was last, and how long to wait before it is done again."""
         self._gone: dict[str, float] = {}
         """Plugins of the chain that are missing, and since when."""
+        self._appended: tuple[Entry, ...] = ()
+        """What others put behind ours."""
         self._read: tuple[tuple[int, ...], bytes] | None = None
         self._problems: tuple[str, ...] = ()
         self._warnings: tuple[str, ...] = ()
@@ -184,7 +189,25 @@ class Installer:
                 "the CNI plugins, or leave them out of --cni-chain."
             )
         chain = [name for name in places.chain if name not in missing]
-        return self._keep(_InstalledFile(conflist_of(places), conflist(chain, places.version), 0o644), found)
+        content = conflist(chain, places.version, self._of_others(found))
+        return self._keep(_InstalledFile(conflist_of(places), content, 0o644), found)
+
+    def _of_others(self, found: _Found) -> tuple[Entry, ...]:
+        """What others put behind ours; where the file is gone or damaged, what was there before."""
+        places = self.places
+        with contextlib.suppress(OSError):
+            seen = appended(conflist_of(places).read_bytes(), PLUGIN, places.chain, CAPABILITIES)
+            if seen is not None and seen != self._appended:
+                self._appended = seen
+                log.info("plugins of others run behind ours", file=str(conflist_of(places)), types=_types(seen))
+        lacking = [name for name in _types(self._appended) if not (places.bin_dir / name).exists()]
+        if lacking:
+            found.warnings.append(
+                f"{conflist_of(places)}: somebody put {', '.join(lacking)} behind Netloom's plugins, and "
+                f"{places.bin_dir} has no such plugin: unless the container runtime has it elsewhere, no pod comes or "
+                "goes. Install it there again, or take it out of that file."
+            )
+        return self._appended
 
     def _missing(self, waits: list[float]) -> list[str]:
         """Plugins of the chain that are not there. One that is in the configuration and is missing for a moment is
@@ -228,7 +251,10 @@ class Installer:
                     found.waits.append(wait)
                     found.problems.append(f"{path}: somebody else keeps changing it; it is put back ever later.")
                     return False
-            _write(wanted)
+            if what == _MODE:
+                path.chmod(wanted.mode)  # its content may be as others wrote it, who would take another for a change
+            else:
+                _write(wanted)
             self._seen[path] = _signature(path)
         except OSError as error:
             found.problems.append(
@@ -253,10 +279,11 @@ class Installer:
             return ""
         if path.is_symlink() or not path.is_file():
             return "no file"
-        if path.read_bytes() != wanted.content:
+        content = path.read_bytes()
+        if content != wanted.content and not (path.name == CONFLIST and is_alike(content, wanted.content)):
             return "edited"
         if path.stat().st_mode & 0o777 != wanted.mode:
-            return "of another mode"
+            return _MODE
         self._seen[path], self._written[path] = now, wanted
         return ""
 
@@ -353,6 +380,10 @@ def _write(wanted: _InstalledFile) -> None:
 def _signature(path: Path) -> tuple[int, ...]:
     found = path.lstat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode
+
+
+def _types(entries: Iterable[Entry]) -> list[str]:
+    return [each["type"] for each in entries]
 
 
 def _first(errors: "ExceptionGroup[OSError]") -> str:
