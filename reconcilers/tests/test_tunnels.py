@@ -347,14 +347,27 @@ def test_an_own_address_that_no_device_has_is_an_error_of_this_node(setting: Set
 def test_a_node_without_an_ipv6_address_that_native_routes_need_says_so_itself(setting: Setting) -> None:
     setting.networks.put(network(mode="native", auto_direct_node_routes=True))
     setting.tunnels.desired()
-    assert setting.tunnels.errors(Report(unreachable=("node-2",))) == [
+    own = (
         "NetloomNode node-1: spec.addresses has no IPv6 address of type InternalIP, and native routes to its IPv6 pod "
         "CIDRs need one. Let the kubelet report it (--node-ip)."
-    ]
-    (warning,) = setting.tunnels.warnings(Report(unreachable=("node-2",)))
+    )
+    report = Report(unreachable={"node-2": (6,)})
+    assert setting.tunnels.errors(report) == [own]
+    (warning,) = setting.tunnels.warnings(report)
     assert "NetloomNode node-2: spec.addresses has no IPv6 address" in warning
+
+
+def test_a_peer_that_lacks_an_ipv6_address_may_be_out_of_reach_all_the_same(setting: Setting) -> None:
+    """Its IPv4 pods are not routed either, and nothing else would say so."""
+    setting.networks.put(network(mode="native", auto_direct_node_routes=True))
+    setting.tunnels.desired()
+    away = "NetloomNode node-2: spec.addresses has no address on a network of this node"
+    both = Report(unreachable={"node-2": (4, 6)})
+    assert setting.tunnels.errors(both)[0].startswith(away)
+    assert "has no IPv6 address" in setting.tunnels.warnings(both)[0]
     setting.nodes.put(node("node-2", "192.168.7.2", "10.2.0.0/24"))
-    assert "has no address on a network of this node" in setting.tunnels.errors(Report(unreachable=("node-2",)))[0]
+    (error, *_) = setting.tunnels.errors(Report(unreachable={"node-2": (4,)}))
+    assert error.startswith(away)
 
 
 def test_addresses_that_no_rows_are_made_for_are_known_all_the_same(setting: Setting) -> None:

@@ -159,15 +159,15 @@ def test_the_first_way_that_is_possible_is_taken_and_the_nexthop_keeps_its_id() 
 
 def test_who_can_only_be_reached_natively_and_is_not_is_stranded() -> None:
     mesh = mesh_of(peer(2, encapsulations=(NO_ENCAPSULATION,), underlay6="fd07::2"))
-    assert mesh.unreachable == {"node-2"}
+    assert mesh.unreachable == {"node-2": (4, 6)}
     mesh.fib.answered_all([(parse_address("192.168.7.2"), FibResult(3, direct=True))])
     mesh.reached(mesh.fib.take_changed())
-    assert mesh.unreachable == {"node-2"}, "its IPv6 CIDR has no way yet"
+    assert mesh.unreachable == {"node-2": (6,)}, "its IPv6 CIDR has no way yet"
     mesh.fib.answered_all([(parse_address("fd07::2"), FibResult(3, direct=True))])
     mesh.reached(mesh.fib.take_changed())
-    assert mesh.unreachable == set()
+    assert mesh.unreachable == {}
     mesh.set_peers([peer(2, encapsulations=())])
-    assert mesh.unreachable == set()
+    assert mesh.unreachable == {}
     assert mesh.pending() == [], "nothing is to be done for a peer without a way"
 
 

@@ -119,7 +119,7 @@ async def test_native_alone_it_is_no_network_either_and_reported(
     for node in nodes:
         node.ip("route add default dev eth0")
     planes = await start(NATIVE, strict=True)
-    assert [plane.report.unreachable for plane in planes] == [("node-2",), ("node-1",)]
+    assert [plane.report.unreachable for plane in planes] == [{"node-2": (4,)}, {"node-1": (4,)}]
     assert [way(node) for node in nodes] == ["", ""]
 
 

@@ -50,6 +50,7 @@ from netloom_reconcilers.node.mesh.reading import (
     peer_of,
     unreachable,
     withheld_text,
+    without_ipv6,
 )
 from netloom_reconcilers.node.mesh.rival_routes import rival_faults
 
@@ -315,9 +316,9 @@ class TunnelsFeature(KernelFeature):
         """All that keeps the mesh from being whole, as sentences; empty if nothing does."""
         report = report or self.keeper.report
         cut_off = [
-            unreachable(name, node)
-            for name in report.unreachable
-            if (node := self._nodes.get(name)) is None or not lacks_ipv6(node)
+            unreachable(name)
+            for name, versions in report.unreachable.items()
+            if 4 in versions or (node := self._nodes.get(name)) is None or not lacks_ipv6(node)
         ]
         network, own, here = self._networks.get(NETWORK_NAME), self._said(), self._desired.node
         if network is not None and own is not None and here is not None and self.obstacle is None:
@@ -332,7 +333,7 @@ class TunnelsFeature(KernelFeature):
         """What is wrong with other nodes, and what two of them both claim."""
         report = report or self.keeper.report
         nodes = [(name, self._nodes.get(name)) for name in report.unreachable]
-        lacking = [unreachable(name, node) for name, node in nodes if node is not None and lacks_ipv6(node)]
+        lacking = [without_ipv6(name) for name, node in nodes if node is not None and lacks_ipv6(node)]
         astray = [astray_text(each) for each in report.astray if not is_own(each)]
         _, taken = rival_faults(report.rivals, carried=self._carried)
         return [*super().warnings(), *map(conflict_text, report.conflicts), *lacking, *astray, *taken]

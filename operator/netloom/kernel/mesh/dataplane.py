@@ -44,7 +44,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     mtu:      bytes, of pods; mtu_source says where it comes from. 0: not known.
     underlay: devices that carry the traffic between the nodes.
     tunnels:  those that are ready to receive.
-    unreachable: peers that can only be reached natively, and are not on a network of this node.
+    unreachable: peers that can only be reached natively, and are not on a network of this node: in which IP versions.
     withheld: pod CIDRs that are not routed, as a route to them would cut this node off.
     misplaced: of this node's own pod CIDRs, those that others cannot route for that reason.
     absent:   of the addresses that the node is said to have, those that are on no device.
@@ -61,7 +61,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
     mtu_source: str = ""
     underlay: tuple[str, ...] = ()
     tunnels: tuple[Encapsulation, ...] = ()
-    unreachable: tuple[str, ...] = ()
+    unreachable: Mapping[str, tuple[int, ...]] = {}
     conflicts: tuple[AddressConflict, ...] = ()
     withheld: tuple[WithheldRoute, ...] = ()
     misplaced: tuple[WithheldRoute, ...] = ()
@@ -190,7 +190,7 @@ class Dataplane(RestoringKeeper[Desired, Report]):
             mtu_source=found.mtu.why,
             underlay=tuple(link.name for link in found.underlay),
             tunnels=self.tunnels,
-            unreachable=tuple(sorted(self._mesh.unreachable)) if strict else (),
+            unreachable=dict(sorted(self._mesh.unreachable.items())) if strict else {},
             conflicts=tuple(self._mesh.claims.conflicts()),
             withheld=self._mesh.withheld.routes(),
             misplaced=self._mesh.withheld.of_own(self._rows.vicinity.cidrs),

@@ -53,8 +53,8 @@ class Mesh:
         self.fib = fib or FibLookups()
         self.rivals = RivalRoutes(self.routes, self.way_around)
         self.peers: dict[str, Peer] = {}
-        self.unreachable: set[str] = set()
-        """Peers that accept no encapsulation, with CIDRs that no network of this node leads to."""
+        self.unreachable: dict[str, tuple[Version, ...]] = {}
+        """Peers that accept no encapsulation, with CIDRs (of which IP versions) that no network here leads to."""
         self.natives = 0
         """Peers that may be reached natively: the FIB's answer has to be known before rows are written."""
         self._natives_on: Counter[int] = Counter()
@@ -150,7 +150,7 @@ class Mesh:
         concerned = others | self.claims.around(addresses_of(peer))
         self.withheld.forget(prefix for prefix in peer.cidrs if prefix not in self.claims.holders)
         self._expand({name: None, **dict.fromkeys(concerned)})
-        self.unreachable.discard(name)
+        self.unreachable.pop(name, None)
         self.ids.take_back(name)
 
     def items_of(self, name: str) -> list[tuple[str, Hashable]]:
@@ -249,7 +249,7 @@ class Mesh:
         """`near`: a pod CIDR with none of these leading bits cannot harm this node."""
         peer, holders = self.peers.get(name), self.claims.holders
         if peer is None or holders[peer.underlay] != name or holders[peer.mac] != name:
-            self.unreachable.discard(name)
+            self.unreachable.pop(name, None)
             if peer is not None:
                 self.withheld.forget(prefix for prefix in peer.cidrs if holders[prefix] == name)
             return ()
@@ -269,18 +269,19 @@ class Mesh:
             ) or not self.withheld.is_withheld(prefix, peer):
                 (four if version == 4 else six).append(prefix)
         if not self.device_state.tunnels and not self.natives:
-            self.unreachable.discard(name)
+            self.unreachable.pop(name, None)
             return ()  # there is no device yet
         peer_rows: PeerRows = ()
-        wanted = 0
+        lost: tuple[Version, ...] = ()
         for size, prefixes in ((4, four), (16, six)):
             if prefixes:
-                wanted += 1
-                peer_rows += self._family_rows(peer, size, prefixes)
-        if peer.encapsulations == (NO_ENCAPSULATION,) and len(peer_rows) < wanted:
-            self.unreachable.add(name)
+                rows = self._family_rows(peer, size, prefixes)
+                peer_rows += rows
+                lost += () if rows else (prefixes[0].version,)
+        if lost and peer.encapsulations == (NO_ENCAPSULATION,):
+            self.unreachable[name] = lost
         else:
-            self.unreachable.discard(name)
+            self.unreachable.pop(name, None)
         return peer_rows
 
     def _without_way(self, name: str, rows: PeerRows) -> tuple[Cidr, ...]:

@@ -199,7 +199,9 @@ class Installer:
             seen = appended(conflist_of(places).read_bytes(), PLUGIN, places.chain, CAPABILITIES)
             if seen is not None and seen != self._appended:
                 self._appended = seen
-                log.info("plugins of others run behind ours", file=str(conflist_of(places)), types=_types(seen))
+                log.info(
+                    "what others put behind our plugins is another", file=str(conflist_of(places)), types=_types(seen)
+                )
         lacking = [name for name in _types(self._appended) if not (places.bin_dir / name).exists()]
         if lacking:
             found.warnings.append(

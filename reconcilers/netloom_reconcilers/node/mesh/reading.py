@@ -247,12 +247,17 @@ _ELSEWHERE = (
 )
 
 
-def unreachable(name: str, node: NetloomNode | None) -> str:
+def unreachable(name: str) -> str:
     """A sentence about a peer that can only be reached natively, and is not on a network of this node."""
-    if node is not None and lacks_ipv6(node):
-        why = "has no IPv6 address of type InternalIP, and native routes to its IPv6 pod CIDRs need one"
-    else:
-        why = "has no address on a network of this node, and autoDirectNodeRoutes needs that"
+    return _not_routed(name, "has no address on a network of this node, and autoDirectNodeRoutes needs that")
+
+
+def without_ipv6(name: str) -> str:
+    """A sentence about one whose IPv6 pod CIDRs can be reached by no address of its own."""
+    return _not_routed(name, "has no IPv6 address of type InternalIP, and native routes to its IPv6 pod CIDRs need one")
+
+
+def _not_routed(name: str, why: str) -> str:
     return (
         f"NetloomNode {name}: spec.addresses {why}; it is not routed. In NetloomNetwork {NETWORK_NAME}, set "
         "spec.routing.directRoutingSkipUnreachable to leave such nodes to a router or BGP daemon, or mode hybrid."
