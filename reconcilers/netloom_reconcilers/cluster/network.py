@@ -27,6 +27,7 @@ from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Memb
 from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.lock import ModeLock
 from netloom_reconcilers.cluster.allocation.metrics import PROBLEMS, WAITING
+from netloom_reconcilers.cluster.allocation.refused_writes import RefusedWrites
 from netloom_reconcilers.cluster.allocation.waiting import OF_ONE_POOL, UNREACHABLE, Reason, WaitingNodes, reason_of
 from netloom_reconcilers.cluster.overlaps import (
     CONNECTED,
@@ -72,6 +73,7 @@ class NetworkReconciler(Member):
         configuration: AllocationConfiguration,
         left_out: LeftOut,
         waiting: WaitingNodes,
+        refused: RefusedWrites,
         crashes: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         super().__init__(incarnation)
@@ -80,6 +82,7 @@ class NetworkReconciler(Member):
         self._reserved = configuration.reserved
         self._left_out = left_out
         self._waiting = waiting
+        self._refused = refused
         self._crashes = crashes
         self._told_at = float("-inf")
         self._told = (False, "")
@@ -128,6 +131,7 @@ class NetworkReconciler(Member):
             found += validate_network(network) + self._nodes_inside(network) + self._overlaps(network, held)
         found += self._left_out.problems(_NETWORK) + self._odd(held)
         found += [_unreadable(known) for known in self._allocator.ledgers.values() if known.problem]
+        found += self._refused.problems()
         found += self._ambiguous(network) or _waiting(self._waiting.items(), self._allocator.singles.nodes())
         return sorted(found, key=lambda problem: problem.severity)
 

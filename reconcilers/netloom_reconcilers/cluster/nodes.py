@@ -40,6 +40,7 @@ from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnow
 from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.metrics import WRITES
 from netloom_reconcilers.cluster.allocation.outside_addresses import OutsideAddresses
+from netloom_reconcilers.cluster.allocation.refused_writes import RefusedWrites
 from netloom_reconcilers.cluster.allocation.waiting import LAG_SECONDS, RECHECK_SECONDS, Reason, WaitingNodes
 from netloom_reconcilers.conditions import said
 
@@ -70,6 +71,7 @@ class NodesReconciler(Member):
         left_out: LeftOut,
         outside: OutsideAddresses,
         waiting_nodes: WaitingNodes,
+        refused: RefusedWrites,
         writers: int,
     ) -> None:
         """`writers`: how many NetloomNodes are given their blocks at the same time."""
@@ -81,6 +83,7 @@ class NodesReconciler(Member):
         self._outside = outside
         self._unreached: dict[str, float] = {}
         self._waiting = waiting_nodes
+        self._refused = refused
         self._writers = asyncio.Semaphore(writers)
         self._own: str | None = None
         self._creating: set[str] = set()
@@ -264,16 +267,22 @@ class NodesReconciler(Member):
         addresses: tuple[Address, ...],
     ) -> NetloomNode:
         name = node.metadata.name
-        if obj is None:
-            _CREATES.inc()
-            self._creating.add(name)
-            try:
-                return await self._api.create(NETLOOM_NODES, node_objects.built(node, mode, given, addresses))
-            finally:
-                self._creating.discard(name)
-        WRITES.labels("NetloomNode", "patch").inc()
-        patch = node_objects.difference(node, obj, mode, addresses, given)
-        return await self._api.patch(NETLOOM_NODES, obj.metadata.name, patch)
+        try:
+            if obj is None:
+                _CREATES.inc()
+                self._creating.add(name)
+                written = await self._api.create(NETLOOM_NODES, node_objects.built(node, mode, given, addresses))
+            else:
+                WRITES.labels("NetloomNode", "patch").inc()
+                patch = node_objects.difference(node, obj, mode, addresses, given)
+                written = await self._api.patch(NETLOOM_NODES, name, patch)
+        except ApiError as error:
+            self._refused.note(name, error)
+            raise
+        finally:
+            self._creating.discard(name)
+        self._refused.note(name, None)
+        return written
 
     # A Node with its NetloomNode
 
@@ -388,6 +397,7 @@ class NodesReconciler(Member):
     def _forget(self, name: str) -> None:
         """It waits for nothing, and has no claim to what it had."""
         self._waiting.remove(name)
+        self._refused.note(name, None)
         self._unreached.pop(name, None)
         self._allocator.forget(name)
 

@@ -1,12 +1,14 @@
 """The NetloomNetwork: exhaustion, the mode lock, and what makes no sense."""
 
+from typing import Any
+
 import pytest
 from prometheus_client import generate_latest
 
-from netloom.runtime.errors import Invalid
+from netloom.runtime.errors import ApiError, Forbidden, Invalid, Unavailable
 from netloom.runtime.metrics import REGISTRY
-from tests.allocation.server import Request
-from tests.allocation.world import World
+from tests.allocation.server import ModelServer, Request
+from tests.allocation.world import World, no_overlap
 
 
 def metric(name: str, **labels: str) -> float | None:
@@ -16,6 +18,76 @@ def metric(name: str, **labels: str) -> float | None:
 
 def ready(world: World) -> tuple[str, str, str]:
     return world.condition("netloomnetworks", "default")
+
+
+# What the API server does not take
+
+
+class Refusing(ModelServer):
+    """While `refused` names kinds, nobody creates or replaces one of these."""
+
+    refused: tuple[str, ...] = ()
+    error: ApiError = Forbidden(403, "Forbidden", "ValidatingAdmissionPolicy 'owners' denied request")
+
+    def execute(self, request: Request) -> Any:
+        if request.plural in self.refused and request.verb in ("create", "replace"):
+            raise self.error
+        return super().execute(request)
+
+
+@pytest.mark.parametrize(
+    ("plural", "who"), [("netloomledgers", "no node gets pod CIDRs"), ("netloomnodes", "2 nodes (b, c)")]
+)
+@pytest.mark.parametrize("error", [Refusing.error, Unavailable(500, "InternalError", "failed calling webhook")])
+def test_what_an_admission_policy_or_a_broken_webhook_keeps_from_nodes_is_told(
+    plural: str, who: str, error: ApiError
+) -> None:
+    world = World(server=Refusing)
+    world.apply_network(ipv4PodCIDRList=["10.0.0.0/16"])
+    operator = world.start()
+    world.join("a")
+    world.calm(20)
+    assert ready(world)[:2] == ("True", "Accepted")
+    world.server.refused, world.server.error = (plural,), error
+    world.join("b")
+    world.join("c")
+    world.calm(2)
+    assert ready(world)[:2] == ("True", "Accepted"), "a moment is nothing: an API server that starts errs, too"
+    world.calm(30)
+    status, reason, message = ready(world)
+    assert (status, reason) == ("False", "WriteRefused")
+    assert message.startswith(f"{who}: the API server refuses what the operator writes for that: ")
+    assert error.message in message
+    assert "Let the admission policy, webhook or quota" in message
+    assert operator.said.reasons("NetloomNetwork/default")[-1] == "WriteRefused"
+    assert metric("netloom_network_problems", reason="WriteRefused") == 1
+    writes = len(world.server.executed)
+    world.calm(300)
+    assert [each for each in world.server.executed[writes:] if each.plural == "netloomnetworks"] == []
+
+    world.server.refused = ()
+    world.calm(70)
+    assert set(world.cidrs()) == {"a", "b", "c"}
+    assert ready(world)[:2] == ("True", "Accepted")
+    assert metric("netloom_network_problems", reason="WriteRefused") is None
+    no_overlap(world)
+    world.close()
+
+
+def test_who_waited_for_a_write_that_was_refused_and_left_is_told_of_no_more() -> None:
+    world = World(server=Refusing)
+    world.apply_network(ipv4PodCIDRList=["10.0.0.0/16"])
+    world.start()
+    for plural in ("netloomledgers", "netloomnodes"):
+        world.server.refused = (plural,)
+        world.join("b")
+        world.calm(30)
+        assert ready(world)[1] == "WriteRefused"
+        world.leave("b")
+        world.server.refused = ()
+        world.calm(130)
+        assert ready(world)[:2] == ("True", "Accepted")
+    world.close()
 
 
 # Exhaustion

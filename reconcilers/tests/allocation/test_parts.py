@@ -23,6 +23,7 @@ from netloom_reconcilers.cluster.allocation.incarnation import (
     Stores,
 )
 from netloom_reconcilers.cluster.allocation.lock import LockError
+from netloom_reconcilers.cluster.allocation.refused_writes import RefusedWrites
 from netloom_reconcilers.cluster.allocation.reserved import Reserved
 from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRange
 from netloom_reconcilers.cluster.allocation.waiting import (
@@ -196,7 +197,9 @@ class Queue:
 
     def __init__(self, parts: Parts, **policy: float) -> None:
         settings = {"free_after": 0.0, "pace": 0.0, "retry": (0.0, 0.0)} | policy
-        self.commits = CommitQueue(parts.shared, parts.lock, parts.reader, parts.writer, BatchPolicy(**settings))
+        self.commits = CommitQueue(
+            parts.shared, parts.lock, parts.reader, parts.writer, RefusedWrites(parts.shared), BatchPolicy(**settings)
+        )
 
     async def __aenter__(self) -> CommitQueue:
         self.task = asyncio.create_task(self.commits.run())

@@ -24,6 +24,7 @@ from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
 from netloom_reconcilers.cluster.allocation.ledger_writer import CommitFailure, LedgerWriter
 from netloom_reconcilers.cluster.allocation.lock import LockError, ModeLock
 from netloom_reconcilers.cluster.allocation.metrics import ENTRIES
+from netloom_reconcilers.cluster.allocation.refused_writes import LEDGERS, RefusedWrites
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +64,13 @@ class CommitQueue(Member):
     """Takes requests of nodes for the one task `run`, which must run meanwhile."""
 
     def __init__(
-        self, incarnation: Incarnation, lock: ModeLock, reader: LedgerReader, writer: LedgerWriter, policy: BatchPolicy
+        self,
+        incarnation: Incarnation,
+        lock: ModeLock,
+        reader: LedgerReader,
+        writer: LedgerWriter,
+        refused: RefusedWrites,
+        policy: BatchPolicy,
     ) -> None:
         super().__init__(incarnation)
         self.failure: CommitFailure | None = None
@@ -73,6 +80,7 @@ class CommitQueue(Member):
         self._lock = lock
         self._reader = reader
         self._writer = writer
+        self._refused = refused
         self._policy = policy
         self._requests: dict[str, tuple[BlockRequest, asyncio.Future[Decision]]] = {}
         self._releases: dict[tuple[str, Cidr], tuple[Release, asyncio.Future[bool]]] = {}
@@ -194,6 +202,7 @@ class CommitQueue(Member):
             plan.edits = {**self._allocator.tidy(now).edits, **plan.edits}
         self.failure = None
         written, self.failure = await self._writer.commit(plan, network.spec.ipam.cluster_pool if network else None)
+        self._refused.note(LEDGERS, self.failure)
         for request, answer in requests:
             self._answer(plan, request, answer, written)
         freed = {

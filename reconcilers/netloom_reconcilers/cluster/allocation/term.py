@@ -41,6 +41,7 @@ from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
 from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.lock import ModeLock
 from netloom_reconcilers.cluster.allocation.outside_addresses import OutsideAddresses
+from netloom_reconcilers.cluster.allocation.refused_writes import RefusedWrites
 from netloom_reconcilers.cluster.allocation.reserved import Reserved, Services
 from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRanges
 from netloom_reconcilers.cluster.allocation.waiting import WaitingNodes
@@ -90,7 +91,8 @@ class Allocation:
         shared = Incarnation(api, stores, self._allocator, conditions, self._react, clock)
         lock = ModeLock(shared)
         self._reader = LedgerReader(shared, lock)
-        self._commits = CommitQueue(shared, lock, self._reader, LedgerWriter(shared, lock), policy)
+        refused = RefusedWrites(shared)
+        self._commits = CommitQueue(shared, lock, self._reader, LedgerWriter(shared, lock), refused, policy)
         self._left_out = LeftOut(shared)
         self._addresses = LastKnownAddresses(shared, addressing, self._left_out)
         self._services = services or ServiceRanges(api)
@@ -105,9 +107,12 @@ class Allocation:
             self._left_out,
             self._outside,
             self._waiting,
+            refused,
             policy.writers,
         )
-        self._network = NetworkReconciler(shared, lock, self._configuration, self._left_out, self._waiting, crashes)
+        self._network = NetworkReconciler(
+            shared, lock, self._configuration, self._left_out, self._waiting, refused, crashes
+        )
         self._in_use = InUseReconciler(shared, lock, self._commits, self._configuration, self._left_out, self._waiting)
         self._pools = PoolsReconciler(shared, self._configuration)
         self.nodes = Controller("nodes", self._nodes.reconcile, policy.workers, timeout=RUN_SECONDS)
