@@ -1,7 +1,8 @@
 """Real packets: a pod behind a node, and hosts beyond it that print whom they see.
 
 pod 10.1.0.2 -- node 192.168.7.1 -- eth0 -- host with 192.0.2.9 (outside), 10.2.0.2 (another node's pod),
-                                            172.16.0.9 (in an excluded CIDR), and their like in IPv6
+                                            172.16.0.9 (in an excluded CIDR), and their like in IPv6,
+                                            169.254.169.254 (a cloud's metadata)
 """
 
 import subprocess
@@ -19,7 +20,7 @@ from tests.kernel.nft import Masquerades, masquerades, nft, rules, ruleset
 
 __all__ = ["masquerades"]
 
-HOST_ADDRESSES = ["192.0.2.9", "10.2.0.2", "172.16.0.9", "2001:db8::9", "fd00:2::2", "fd55::9"]
+HOST_ADDRESSES = ["192.0.2.9", "169.254.169.254", "10.2.0.2", "172.16.0.9", "2001:db8::9", "fd00:2::2", "fd55::9"]
 NODE4, NODE6, POD4, POD6 = "192.168.7.1", "fd77::1", "10.1.0.2", "fd00:1::2"
 CIDRS = {POD4: "10.1.0.0/24", POD6: "fd00:1::/64"}
 
@@ -187,6 +188,7 @@ def cluster(*, ipv4: bool = True, ipv6: bool = True) -> Masquerading:
     ("target", "seen"),
     [
         ("192.0.2.9", NODE4),
+        ("169.254.169.254", NODE4),
         ("10.2.0.2", POD4),
         ("172.16.0.9", POD4),
         ("2001:db8::9", NODE6),

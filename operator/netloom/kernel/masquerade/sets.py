@@ -16,8 +16,12 @@ from netloom.kernel.masquerade.outermost import OutermostCidrs, cidr_of, keys
 from netloom.kernel.masquerade.ruleset import SETS, SIZES, TABLE, Families, size_of
 from netloom.kernel.netlink.nftables import DELSETELEM, END, NEWSETELEM, START, ElementMessages
 
-NEVER_MASQUERADED = tuple(map(Cidr.parse, ("169.254.0.0/16", "224.0.0.0/4", "fe80::/10", "ff00::/8")))
-"""Link-local and multicast destinations: who answers them has to see who asked."""
+NEVER_MASQUERADED = tuple(map(Cidr.parse, ("224.0.0.0/4", "fe80::/10", "ff00::/8")))
+"""Multicast, whose receivers have to see who sends, and what no node forwards.
+
+Not 169.254.0.0/16: clouds' metadata, name and time servers have addresses of it (169.254.169.254), and answer no pod by
+its own, of which their networks know nothing.
+"""
 
 _OWN = ""
 """Name of the source of this node's own pod CIDRs; a Kubernetes name is never empty."""
