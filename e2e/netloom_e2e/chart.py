@@ -42,9 +42,10 @@ def helm(*arguments: str | Path) -> str:
 def template(
     *values: Path | Mapping[str, Any], namespace: str = "netloom-system", options: tuple[str, ...] = ()
 ) -> str:
-    """The text of all manifests. values: files, or what would be in one. Raises ChartError."""
+    """The text of all manifests, as where Helm sees a cluster. values: files, or what would be in one. Raises
+    ChartError."""
     arguments: list[str | Path] = ["template", "netloom", CHART, f"--namespace={namespace}", *options]
-    arguments += [f"--api-versions={MONITORING}"]
+    arguments += [f"--api-versions={MONITORING}", "--set=cleanup.withoutCluster=true"]
     for each in values:
         if isinstance(each, Path):
             arguments += ["--values", each]

@@ -2,8 +2,9 @@
 
 crds/                   crds/ of this tree
 files/rights.yaml       docs/examples/rbac.yaml
+files/known.yaml        values.yaml, and the features of the roles
 templates/guard.yaml    what `netloom guard install` prints (netloom_e2e.chart_guard)
-values.schema.json      values.yaml and its comments (netloom_e2e.chart_values)
+values.schema.json      values.yaml and its comments (netloom_e2e.chart_values, chart_shapes)
 docs/chart.md           its table of values
 docs/examples/in-cluster.yaml   the chart with chart/netloom/ci/in-cluster-values.yaml
 e2e/tests/chart/        the chart with the other values in chart/netloom/ci, for reviewers to see what changed
@@ -14,8 +15,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from netloom.cli.printing import as_yaml
+from netloom.roles import agent, operator
 from netloom.runtime.yaml_documents import documents
-from netloom_e2e import chart_guard, chart_values, crds
+from netloom_e2e import chart_guard, chart_shapes, chart_values, crds
 from netloom_e2e.chart import CHART, CI, ROOT, template
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -46,7 +48,10 @@ def sources() -> dict[Path, str]:
     found[CHART / "files" / "rights.yaml"] = _rights()
     found[CHART / "templates" / "guard.yaml"] = chart_guard.template()
     values = chart_values.read((CHART / "values.yaml").read_text())
-    found[CHART / "values.schema.json"] = chart_values.schema(values)
+    [foreign] = documents((CHART / "files" / "cilium.yaml").read_text())
+    names = [*foreign["otherwise"], *foreign["not"]]
+    found[CHART / "values.schema.json"] = chart_values.schema(values, names, chart_shapes.definitions())
+    found[CHART / "files" / "known.yaml"] = _known(values)
     found[GUIDE] = chart_values.with_table(GUIDE.read_text(), values)
     return found
 
@@ -74,6 +79,15 @@ def _golden(text: str) -> str:
         elif each["metadata"]["name"] == "netloom-dashboard":
             each["data"] = sorted(each["data"])
     return as_yaml(manifests)
+
+
+def _known(values: tuple[chart_values.Value, ...]) -> str:
+    features = {
+        role: [each.name for each in of] for role, of in (("agent", agent.FEATURES), ("operator", operator.FEATURES))
+    }
+    return "# Of values.yaml and the roles, by `make chart`.\n" + as_yaml(
+        [{"required": [*chart_values.required(values)], "features": features}]
+    )
 
 
 def _rights() -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,19 +65,41 @@ def _comment(lines: list[str], line: int) -> tuple[str, dict[str, Any]]:
     return "", extra
 
 
-def schema(values: tuple[Value, ...]) -> str:
-    """values.schema.json. A key that is not there is refused: it would be of no effect, without a word."""
-    top = _object(values) | {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Values of netloom"}
+def schema(values: tuple[Value, ...], foreign: Iterable[str], definitions: Mapping[str, Any]) -> str:
+    """values.schema.json. A key that is not there is refused: it would be of no effect, without a word.
+
+    foreign: names that the chart refuses in words of its own. definitions: what `$ref`s of comments stand for.
+    """
+    top = _object(values)
+    for name in foreign:
+        _permit(top, name.split("."))
     top["properties"]["global"] = {"type": "object"}  # what a chart above this one tells all of its parts
-    return json.dumps(top, indent=1) + "\n"
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Values of netloom"}
+    return json.dumps(top | head | {"$defs": dict(definitions)}, indent=1) + "\n"
+
+
+def required(values: tuple[Value, ...], path: str = "") -> Iterator[str]:
+    """Names of what has to be there: sections, and what is one word or number. `null` takes it away, and so does Helm
+    where it goes by the values of a chart before."""
+    for each in values:
+        name = f"{path}{each.name}"
+        if each.below or not isinstance(each.default, list | dict):
+            yield name
+        yield from required(each.below, f"{name}.")
+
+
+def _permit(at: dict[str, Any], path: list[str]) -> None:
+    """Lets a name through to the templates, which say more of it than a schema can."""
+    for key in path:
+        if key not in at["properties"]:
+            at["properties"][key] = {}
+            return
+        at = at["properties"][key]
 
 
 def _object(values: tuple[Value, ...]) -> dict[str, Any]:
     properties = {each.name: _object(each.below) if each.below else _leaf(each) for each in values}
-    # Without a section, which `null` takes away, templates would stop in words of theirs.
-    sections = [each.name for each in values if each.below]
-    required = {"required": sections} if sections else {}
-    return {"type": "object", "additionalProperties": False, "properties": properties, **required}
+    return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
 def _leaf(value: Value) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from netloom.webhook.manifests import Installation, render
 from netloom.webhook.names import Guarded, Scope
 from netloom_e2e import chart_sources
 from netloom_e2e.chart import CHART, CI, ROOT, ChartError, Manifest, helm, rendered, template
+from netloom_e2e.chart_changes import Values, and_, defaults, texts
 
 pytestmark = pytest.mark.usefixtures("helm_binary")
 
@@ -191,11 +192,63 @@ def ipv4(*cidrs: str, mask: int = 27) -> dict[str, Any]:
     return {"ipv4": {"cidrs": cidrs, "maskSize": mask}}
 
 
-REFUSED: list[tuple[dict[str, Any], str]] = [
+MISTYPED: list[tuple[dict[str, Any], str]] = [
+    # What is no value of ours, or of another type.
     ({"operator.replica": 3}, "at '/operator': additional properties 'replica' not allowed"),
     ({"operator.replicas": "two"}, "at '/operator/replicas': got string, want integer"),
     ({"operator.replicas": 0}, "at '/operator/replicas': minimum: got 0, want 1"),
     ({"routingMode": "tunel"}, "at '/routingMode': value must be one of 'tunnel', 'native', 'hybrid'"),
+    ({"operators": {}}, "at '': additional properties 'operators' not allowed"),
+    ({"resources": {"requests": {"cpu": "lots"}}}, "at '/resources/requests/cpu': 'lots' does not match pattern"),
+    ({"resources": {"request": {}}}, "at '/resources': additional properties 'request' not allowed"),
+    ({"nodeSelector": {"a": True}}, "at '/nodeSelector/a': got boolean, want string"),
+    ({"operator.podAnnotations": {"a": 1}}, "at '/operator/podAnnotations/a': got number, want string"),
+    ({"tolerations": [{"operator": "Exist"}]}, "at '/tolerations/0/operator': value must be one of 'Exists', 'Equal'"),
+    ({"affinity": {"podAfinity": {}}}, "at '/affinity': additional properties 'podAfinity' not allowed"),
+    (
+        {"updateStrategy.type": "Recreate"},
+        "at '/updateStrategy/type': value must be one of 'RollingUpdate', 'OnDelete'",
+    ),
+    ({"extraEnv": [{"nam": "A"}]}, "at '/extraEnv/0': missing property 'name'"),
+    ({"agent.seLinuxOptions": {"typ": "x"}}, "at '/agent/seLinuxOptions': additional properties 'typ' not allowed"),
+    ({"guard.users": ["a\nb"]}, "at '/guard/users/0': 'a\\nb' does not match pattern"),
+    ({"guard.ciliumNamespace": "Kube System"}, "at '/guard/ciliumNamespace': 'Kube System' does not match pattern"),
+    ({"devices": ["eth0", "eth0"]}, "at '/devices': items at 0 and 1 are equal"),
+    ({"devices": ["a b"]}, "at '/devices/0': 'a b' does not match pattern"),
+    ({"network.nodeSelector": {"a": "b"}}, "at '/network/nodeSelector': additional properties 'a' not allowed"),
+    (pools(a=ipv4("10.60.0.0/16", mask=33)), "at '/pools/a/ipv4/maskSize': maximum: got 33, want 32"),
+    (pools(a=ipv4("10.60.0.0/16") | {"preAllocation": -1}), "at '/pools/a/preAllocation': minimum: got -1, want 0"),
+    ({"agent.enabled": "yes"}, "at '/agent/enabled': got string, want boolean"),
+    ({"tunnelPort": "8472"}, "at '/tunnelPort': got string, want integer"),
+    ({"tunnelPort": 70000}, "at '/tunnelPort': maximum: got 70,000, want 65,535"),
+    ({CIDRS4: "10.0.0.0/16"}, "PodCIDRList': got string, want array"),
+    ({"devices": "eth0"}, "at '/devices': got string, want array"),
+    ({"ipam.mode": "Kubernetes"}, "at '/ipam/mode': value must be one of 'kubernetes', 'cluster-pool', 'multi-pool'"),
+    ({"image.pullPolicy": "Sometimes"}, "at '/image/pullPolicy': value must be one of '', 'Always', 'IfNotPresent'"),
+    (pools(a=ipv4("10.60.0.0/16") | {"draned": True}), "at '/pools/a': additional properties 'draned' not allowed"),
+    (pools(a={"ipv5": {}}), "at '/pools/a': additional properties 'ipv5' not allowed"),
+    (CLUSTER_POOL | {"ipam.operator.clusterPoolIPv4MaskSize": 31}, "MaskSize': maximum: got 31, want 30"),
+]
+"""By the schema, in Helm's words."""
+
+
+def test_mistyped_values_are_named() -> None:
+    """Helm names all of them at once, so what concerns other values is put together."""
+    rounds: list[tuple[dict[str, Any], list[str]]] = []
+    for values, said in MISTYPED:
+        values_of_round, words = next((each for each in rounds if not each[0].keys() & values.keys()), ({}, []))
+        if not words:
+            rounds.append((values_of_round, words))
+        values_of_round.update(values)
+        words.append(said)
+    for values, words in rounds:
+        with pytest.raises(ChartError) as refusal:
+            template(values)
+        text = str(refusal.value)
+        assert [said for said in words if said not in text] == [], text
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"agent.enabled": False, "guard.enabled": False}, "there is nothing to install. Set guard.enabled=true"),
     (
         {"guard.for": "cilium"},
@@ -218,20 +271,33 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"MTU": 1000}, "MTU=1000: below 1280 bytes IPv6 does not work (RFC 8200). Set at least 1280"),
     ({"prometheus.serviceMonitor.enabled": True}, "Set prometheus.enabled=true as well."),
     ({"operator.prometheus.serviceMonitor.enabled": True}, "Set operator.prometheus.enabled=true as well."),
-    # What is no value of ours, or of another type: by the schema, in Helm's words.
-    ({"operators": {}}, "at '': additional properties 'operators' not allowed"),
-    ({"ipam": None}, "at '': missing property 'ipam'"),
-    ({"guard.tls": None}, "at '/guard': missing property 'tls'"),
-    ({"agent.enabled": "yes"}, "at '/agent/enabled': got string, want boolean"),
-    ({"tunnelPort": "8472"}, "at '/tunnelPort': got string, want integer"),
-    ({"tunnelPort": 70000}, "at '/tunnelPort': maximum: got 70,000, want 65,535"),
-    ({CIDRS4: "10.0.0.0/16"}, "PodCIDRList': got string, want array"),
-    (CLUSTER_POOL | {"ipam.operator.clusterPoolIPv4MaskSize": 31}, "MaskSize': maximum: got 31, want 30"),
-    ({"devices": "eth0"}, "at '/devices': got string, want array"),
-    ({"ipam.mode": "Kubernetes"}, "at '/ipam/mode': value must be one of 'kubernetes', 'cluster-pool', 'multi-pool'"),
-    ({"image.pullPolicy": "Sometimes"}, "at '/image/pullPolicy': value must be one of '', 'Always', 'IfNotPresent'"),
-    (pools(a=ipv4("10.60.0.0/16") | {"draned": True}), "at '/pools/a': additional properties 'draned' not allowed"),
-    (pools(a={"ipv5": {}}), "at '/pools/a': additional properties 'ipv5' not allowed"),
+    # null takes a default away; of lists and maps it means none.
+    ({"ipam": None}, "ipam, ipam.mode, ipam.operator, ipam.operator.clusterPoolIPv4MaskSize"),
+    ({"guard.tls": None}, "guard.tls.injectCaFrom: missing. Where a file or --set says null, leave it out, so that"),
+    ({"image.tag": None}, "image.tag: missing. Where a file or --set says null, leave it out"),
+    # What the API server would refuse of pods, when all else is done.
+    ({"extraEnv": [{"name": "NODE_NAME"}]}, "extraEnv: NODE_NAME is there already, by this chart or twice."),
+    ({"operator.extraEnv": [{"name": "A"}, {"name": "A"}]}, "operator.extraEnv: A is there already"),
+    ({"podLabels": {"app.kubernetes.io/name": "x"}}, "podLabels: app.kubernetes.io/name is how these pods are found."),
+    ({"operator.podDisruptionBudget.minAvailable": "x"}, 'minAvailable: "x" is no number of pods. Write one such as 1'),
+    ({"operator.podDisruptionBudget.minAvailable": "100%"}, "minAvailable=100% with operator.replicas=2 lets no node"),
+    ({"cni.binPath": "/opt/cni/.."}, 'cni.binPath: "/opt/cni/.." is no absolute path of a folder'),
+    ({"cni.confPath": "/opt/cni/bin/"}, "cni.binPath and cni.confPath are both /opt/cni/bin, and container runtimes"),
+    ({"cni.chainedPlugins": ["a,b"]}, 'cni.chainedPlugins: "a,b" is no plugin that could run behind Netloom'),
+    (
+        {"agent.features": "masquerad"},
+        "agent.features: masquerad is no feature. Write * for all of them, or of tunnels,",
+    ),
+    ({"operator.features": ""}, "operator.features: nothing is no feature."),
+    # And of the network, which comes last.
+    (pools(**{"a..b": ipv4("10.60.0.0/16")}), "pools.a..b: a pool's name has lower case letters"),
+    # Cilium's values.
+    (
+        {"tunnel": "disabled", "cni.exclusive": False, "operator.image": {"tag": "x"}, "hubble": {}, "l7Proxy": True},
+        "cni.exclusive: other configurations stay where they are, and one that goes before Netloom's is reported. "
+        "operator.image: roles have one image, image.repository. tunnel: set routingMode, and tunnelProtocol; "
+        "tunnel=disabled is routingMode=native. hubble, l7Proxy: not done by Netloom; leave it out.",
+    ),
     # CIDRs.
     (
         CLUSTER_POOL | {CIDRS4: ["10.0.0.0"]},
@@ -241,6 +307,23 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (CLUSTER_POOL | {CIDRS4: ["10.0.0.0/33"]}, '"10.0.0.0/33" is not an IPv4 CIDR.'),
     (CLUSTER_POOL | {CIDRS4: ["fd00::/48"]}, '"fd00::/48" is not an IPv4 CIDR.'),
     (CLUSTER_POOL | {CIDRS6: ["10.1.0.0/16"]}, '"10.1.0.0/16" is not an IPv6 CIDR. Write one such as fd00:42::/56.'),
+    (CLUSTER_POOL | {CIDRS4: ["010.0.0.0/8"]}, '"010.0.0.0/8" is not an IPv4 CIDR.'),
+    (CLUSTER_POOL | {CIDRS4: ["127.0.0.0/9"]}, "pods cannot use all of 127.0.0.0/9: the standards give 127.0.0.0/8"),
+    (
+        CLUSTER_POOL | {CIDRS4: ["0.0.0.0/0"]},
+        "pods cannot use all of 0.0.0.0/0: the standards give 0.0.0.0/8 a meaning",
+    ),
+    (
+        CLUSTER_POOL | {CIDRS6: ["fe80::/48"]},
+        "pods cannot use all of fe80::/48: the standards give fe80::/10 a meaning",
+    ),
+    (CLUSTER_POOL | {CIDRS6: ["fd00:::/48"]}, '"fd00:::/48" is not an IPv6 CIDR.'),
+    (CLUSTER_POOL | {CIDRS6: ["fd00::/129"]}, '"fd00::/129" is not an IPv6 CIDR.'),
+    (CLUSTER_POOL | {CIDRS6: ["fd00::1:0:1/96"]}, "it is an address, not a network. Write fd00::1:0:0/96."),
+    (CLUSTER_POOL | {CIDRS6: ["FD00:0::/48"]}, "FD00:0::/48 is not in canonical form (RFC 5952), and equal CIDRs must"),
+    (CLUSTER_POOL | {CIDRS6: ["fd00:0:0:1:0:0:1:0/112"]}, "Write fd00::1:0:0:1:0/112."),
+    (CLUSTER_POOL | {CIDRS6: ["fd00::/48", "fd00::/64"]}, f"fd00::/64 overlaps fd00::/48 of {CIDRS6}. Leave one"),
+    (pools(a=ipv4("10.60.0.0/16") | {"reservedCIDRs": ["10.60.0.1/24"]}), "pools.a.reservedCIDRs: 10.60.0.1/24 has"),
     (CLUSTER_POOL | {CIDRS4: ["10.1.2.3/9"]}, "is an address, not a network. Write 10.0.0.0/9."),
     (CLUSTER_POOL | {CIDRS4: ["10.1.0.0/24", "10.0.0.0/8"]}, f"10.0.0.0/8 overlaps 10.1.0.0/24 of {CIDRS4}. Leave one"),
     (
@@ -280,9 +363,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"image.tag": "netloom:1"}, 'image.tag: "netloom:1" is no tag.'),
     ({"image.digest": "abc"}, 'image.digest: "abc" is no digest.'),
-    ({"cni.binPath": "opt/cni"}, 'cni.binPath: "opt/cni" is no absolute path.'),
+    ({"cni.binPath": "opt/cni"}, 'cni.binPath: "opt/cni" is no absolute path'),
     ({"k8sServiceHost": "https://api"}, 'k8sServiceHost: "https://api" is no host.'),
+    ({"k8sServiceHost": "api:6443"}, 'k8sServiceHost: "api:6443" is no host.'),
     ({"k8sServicePort": "https"}, 'k8sServicePort: "https" is no port.'),
+    ({"k8sServicePort": 70000}, 'k8sServicePort: "70000" is no port.'),
     ({"operator.podDisruptionBudget.minAvailable": 2}, "lets no node of an operator be drained."),
     ({"ipam.mode": "crd", "routingMode": "native", "autoDirectNodeRoutes": True}, "does not work with ipam.mode=crd"),
 ]
@@ -297,11 +382,46 @@ def test_mistaken_values_are_refused_with_the_way_out(values: dict[str, Any], sa
     assert said in str(refusal.value)
 
 
-def test_all_of_a_pool_can_be_said() -> None:
-    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["pools"]["additionalProperties"]
-    definition = yaml.safe_load((CHART / "crds" / "netloomippools.yaml").read_text())
-    kind = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
-    assert schema["properties"].keys() == kind.keys()
+def test_what_is_well_written_is_taken() -> None:
+    """Unusual, but right."""
+    odd = {
+        "agent.features": " -masquerade , -probe",
+        "cni.chainedPlugins": [],
+        "extraEnv": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}],
+        "guard.operatorUsers": ["John Doe"],
+        "k8sServiceHost": "fd00::1",
+        "nonMasqueradeCIDRs": ["0.0.0.0/0", "::/0", "1:2:3:4:5:6:7:8/128", "1:0:2:3:4:5:6:7/128"],
+        "operator.podDisruptionBudget.minAvailable": "50%",
+        "operator.updateStrategy.type": "Recreate",
+        "resources": {"requests": {"cpu": 0.5, "memory": "1.5Gi"}, "limits": {"cpu": 2, "ephemeral-storage": "1e9"}},
+        "tolerations": [{"key": "a", "operator": "Equal", "value": "b", "effect": "NoExecute", "tolerationSeconds": 1}],
+    }
+    assert by_name(rendered(odd))["Deployment netloom-operator"]["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_null_leaves_out_lists_and_maps_and_nothing_else(tmp_path: Path) -> None:
+    known = yaml.safe_load((CHART / "files" / "known.yaml").read_text())
+    maps = [name for name, default in defaults().items() if isinstance(default, list | dict)]
+    assert not {*maps}.intersection(known["required"])
+    alone = {"agent": {"enabled": False}}
+    base: Values = {"dashboards": {"enabled": True}}
+    variants = {name: and_(base, name, None) for name in maps} | {"alone": alone, "": base}
+    variants |= {f"alone {name}": and_(alone, name, None) for name in maps if name.startswith("guard.")}
+    found = texts(variants, tmp_path)
+    assert all("null" not in text for texts in found.values() for text in texts if "netloom-dashboard" not in text)
+
+
+def test_values_of_cilium_are_not_ours() -> None:
+    cilium = yaml.safe_load((CHART / "files" / "cilium.yaml").read_text())
+    ours = {*defaults(), *yaml.safe_load((CHART / "files" / "known.yaml").read_text())["required"]}
+    assert not ours.intersection([*cilium["otherwise"], *cilium["not"]])
+
+
+def test_no_job_uninstalls_where_hooks_are_applied_like_the_rest() -> None:
+    """As by `helm template | kubectl apply`."""
+    text = helm("template", "netloom", CHART, "--namespace=netloom-system")
+    assert "kind: DaemonSet" in text
+    assert "netloom-uninstall" not in text
 
 
 def test_without_the_kinds_of_prometheus_operator_nothing_refers_to_them() -> None:

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("helm_binary")
 OF_HELM = {
     "cleanup.enabled": "whether a Job runs before `helm uninstall`",
     "cleanup.timeoutSeconds": "how long that Job may take",
+    "cleanup.withoutCluster": "whether `helm template` shows that Job",
     "cni.besideOthers": "looks at the cluster at the time of `helm install`",
     "crds.upgrade": "looks at the cluster's definitions",
     "image.checkSeconds": "how long a Job before an upgrade may take",

@@ -30,6 +30,27 @@ compare with. */}}
 {{- if and .Values.guard.enabled (not .Values.guard.url) (include "netloom.operator" .) }}true{{ end }}
 {{- end }}
 
+{{/* Whether this release had no agents before: "true" or "". */}}
+{{- define "netloom.agents.new" -}}
+{{- if .Values.agent.enabled }}
+{{- if .Release.IsInstall }}true{{ else if not (lookup "apps/v1" "DaemonSet" .Release.Namespace "netloom-agent") }}true{{ end }}
+{{- end }}
+{{- end }}
+
+{{/* Of another type, the default's rollingUpdate is not meant. */}}
+{{- define "netloom.strategy" -}}
+{{- $of := . | default dict }}
+{{- toYaml (ternary $of (omit $of "rollingUpdate") (eq ($of.type | default "RollingUpdate") "RollingUpdate")) }}
+{{- end }}
+
+{{/* Of pods of hooks: as of those that run the same image for long, so that a namespace's quota lets them in as well. */}}
+{{- define "netloom.hook.resources" -}}
+{{- with ternary .Values.operator.resources .Values.guard.resources .Values.agent.enabled }}
+resources:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{- define "netloom.env" -}}
 {{- with .Values.k8sServiceHost }}
 - {name: KUBERNETES_SERVICE_HOST, value: {{ . | quote }}}
@@ -50,10 +71,10 @@ compare with. */}}
 {{- with .Values.guard.tls }}{{ if or .secretName .caBundle .injectCaFrom }}given{{ else }}own{{ end }}{{ end }}
 {{- end }}
 {{- define "netloom.guard.operators" -}}
-{{- prepend .Values.guard.operatorUsers (printf "system:serviceaccount:%s:netloom-operator" .Release.Namespace) | toJson }}
+{{- prepend (.Values.guard.operatorUsers | default list) (printf "system:serviceaccount:%s:netloom-operator" .Release.Namespace) | toJson }}
 {{- end }}
 {{- define "netloom.guard.agents" -}}
-{{- prepend .Values.guard.agentUsers (printf "system:serviceaccount:%s:netloom-agent" .Release.Namespace) | toJson }}
+{{- prepend (.Values.guard.agentUsers | default list) (printf "system:serviceaccount:%s:netloom-agent" .Release.Namespace) | toJson }}
 {{- end }}
 {{/* Whose rights the guard has: those of the operator, or its own. */}}
 {{- define "netloom.guard.account" -}}

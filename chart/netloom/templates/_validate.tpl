@@ -1,15 +1,20 @@
 {{/* Values that contradict each other. Each sentence names the values and the way out. What the API server would refuse
 is refused here as well, where it would leave a release half installed: the network comes last. */}}
 {{- define "netloom.validate" -}}
+{{- include "netloom.validate.given" . }}
 {{- with .Values }}
 {{- if not (or .agent.enabled .guard.enabled) }}
 {{- fail "agent.enabled and guard.enabled are both false, so there is nothing to install. Set guard.enabled=true for the guard alone, or agent.enabled=true." }}
 {{- end }}
 {{- include "netloom.validate.forms" . }}
+{{- include "netloom.validate.pods" . }}
 {{- include "netloom.validate.guard" $ }}
+{{- include "netloom.validate.namespace" $ }}
 {{- include "netloom.validate.otherRelease" $ }}
+{{- include "netloom.validate.letGo" $ }}
 {{- include "netloom.validate.prefilter" $ }}
 {{- if .agent.enabled }}
+{{- include "netloom.validate.features" $ }}
 {{- include "netloom.validate.otherCni" $ }}
 {{- if .network.create }}{{ include "netloom.validate.network" . }}{{ include "netloom.validate.mode" . }}{{ end }}
 {{- include "netloom.validate.cidrs" $ }}
@@ -35,14 +40,23 @@ is refused here as well, where it would leave a release half installed: the netw
 {{- fail (printf "image.digest: %q is no digest. Write sha256: and 64 hexadecimal digits, or leave it out and set image.tag." .image.digest) }}
 {{- end }}
 {{- range $key := list "binPath" "confPath" }}
-{{- if not (hasPrefix "/" (get $.cni $key)) }}
-{{- fail (printf "cni.%s: %q is no absolute path. Write the folder of the nodes from / on." $key (get $.cni $key)) }}
+{{- $path := get $.cni $key }}
+{{- if or (not (regexMatch "^/[^/]" $path)) (has ".." (splitList "/" $path)) }}
+{{- fail (printf "cni.%s: %q is no absolute path of a folder, without .. in it. Write the folder of the nodes from / on." $key $path) }}
 {{- end }}
 {{- end }}
-{{- if regexMatch "[/ ]" .k8sServiceHost }}
+{{- if eq (trimSuffix "/" .cni.binPath) (trimSuffix "/" .cni.confPath) }}
+{{- fail (printf "cni.binPath and cni.confPath are both %s, and container runtimes have two folders. Set each to what is in the runtime's configuration." .cni.binPath) }}
+{{- end }}
+{{- range .cni.chainedPlugins }}
+{{- if or (not (regexMatch "^[A-Za-z0-9_][A-Za-z0-9_.-]*$" .)) (eq . "netloom") }}
+{{- fail (printf "cni.chainedPlugins: %q is no plugin that could run behind Netloom's. Write names of programs in cni.binPath, such as portmap." .) }}
+{{- end }}
+{{- end }}
+{{- if and .k8sServiceHost (not (regexMatch "^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$" .k8sServiceHost)) (not (include "netloom.address" .k8sServiceHost | fromJson)) }}
 {{- fail (printf "k8sServiceHost: %q is no host. Write a name or an address alone, and the port into k8sServicePort." .k8sServiceHost) }}
 {{- end }}
-{{- if not (regexMatch "^[0-9]*$" (toString .k8sServicePort)) }}
+{{- if and (ne (toString .k8sServicePort) "") (or (not (regexMatch "^[1-9][0-9]{0,4}$" (toString .k8sServicePort))) (gt (int .k8sServicePort) 65535)) }}
 {{- fail (printf "k8sServicePort: %q is no port. Write a number, such as 6443." (toString .k8sServicePort)) }}
 {{- end }}
 {{- $port := int .tunnelPort }}
@@ -52,9 +66,33 @@ is refused here as well, where it would leave a release half installed: the netw
 {{- if has $port (list 53 67 68 123 546 547) }}
 {{- fail (printf "tunnelPort=%d is taken on most machines, by DNS, DHCP or NTP. Choose another, or 0 for the protocol's own." $port) }}
 {{- end }}
+{{- end }}
+
+{{/* What pods are made of, as far as the API server would refuse it when all else is done. */}}
+{{- define "netloom.validate.pods" -}}
 {{- with .operator }}
-{{- if and .podDisruptionBudget.enabled (gt (int .replicas) 1) (not (hasSuffix "%" (toString .podDisruptionBudget.minAvailable))) (ge (int .podDisruptionBudget.minAvailable) (int .replicas)) }}
-{{- fail (printf "operator.podDisruptionBudget.minAvailable=%d with operator.replicas=%d lets no node of an operator be drained. Set fewer, or more replicas." (int .podDisruptionBudget.minAvailable) (int .replicas)) }}
+{{- $least := toString .podDisruptionBudget.minAvailable }}
+{{- if not (regexMatch "^[0-9]+%?$" $least) }}
+{{- fail (printf "operator.podDisruptionBudget.minAvailable: %q is no number of pods. Write one such as 1, or a share such as 50%%." $least) }}
+{{- end }}
+{{- $share := hasSuffix "%" $least }}
+{{- if and .podDisruptionBudget.enabled (gt (int .replicas) 1) (ge (trimSuffix "%" $least | int) (ternary 100 (int .replicas) $share)) }}
+{{- fail (printf "operator.podDisruptionBudget.minAvailable=%s with operator.replicas=%d lets no node of an operator be drained. Set fewer, or more replicas." $least (int .replicas)) }}
+{{- end }}
+{{- end }}
+{{- range $role, $of := dict "" . "operator." .operator }}
+{{- if hasKey ($of.podLabels | default dict) "app.kubernetes.io/name" }}
+{{- fail (printf "%spodLabels: app.kubernetes.io/name is how these pods are found. Leave it out." $role) }}
+{{- end }}
+{{- $names := list "NODE_NAME" "POD_NAME" "POD_NAMESPACE" "NETLOOM_PROC_SYS" }}
+{{- if $.k8sServiceHost }}{{ $names = append $names "KUBERNETES_SERVICE_HOST" }}{{ end }}
+{{- if $.k8sServicePort }}{{ $names = append $names "KUBERNETES_SERVICE_PORT" }}{{ end }}
+{{- if $.debug.enabled }}{{ $names = append $names "NETLOOM_LOG_LEVEL" }}{{ end }}
+{{- range $of.extraEnv }}
+{{- if has .name $names }}
+{{- fail (printf "%sextraEnv: %s is there already, by this chart or twice. Leave it out." $role .name) }}
+{{- end }}
+{{- $names = append $names .name }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -88,7 +126,7 @@ is refused here as well, where it would leave a release half installed: the netw
 
 {{- define "netloom.validate.network" -}}
 {{- $pool := .ipam.operator }}
-{{- $cidrs := concat $pool.clusterPoolIPv4PodCIDRList $pool.clusterPoolIPv6PodCIDRList }}
+{{- $cidrs := concat ($pool.clusterPoolIPv4PodCIDRList | default list) ($pool.clusterPoolIPv6PodCIDRList | default list) }}
 {{- if and (eq .ipam.mode "cluster-pool") (not $cidrs) }}
 {{- fail "ipam.mode=cluster-pool has no CIDR to cut the nodes' pod CIDRs from, and no range is safe to guess. Set ipam.operator.clusterPoolIPv4PodCIDRList or ipam.operator.clusterPoolIPv6PodCIDRList, for example to {10.244.0.0/16}." }}
 {{- end }}
@@ -118,69 +156,6 @@ is refused here as well, where it would leave a release half installed: the netw
 {{- end }}
 {{- if and (gt (int .MTU) 0) (lt (int .MTU) 1280) }}
 {{- fail (printf "MTU=%d: below 1280 bytes IPv6 does not work (RFC 8200). Set at least 1280, or 0 to take the devices' MTU." (int .MTU)) }}
-{{- end }}
-{{- end }}
-
-{{/* The guard refuses this as well, and what it says is repeated here. But Helm writes the network last, so that all else
-that was asked for would be done by then. */}}
-{{- define "netloom.validate.mode" -}}
-{{- with dig "status" "ipam" dict (lookup "netloom.dev/v1alpha1" "NetloomNetwork" "" "default") }}
-{{- $wanted := $.ipam.mode }}
-{{- if and .mode (ne .mode $wanted) }}
-{{- fail (printf "ipam.mode=%s: the IPAM mode of a live cluster cannot change: %s of mode %s, and in mode %s their pods would lose the network. Keep ipam.mode=%s, or remove every node first (the lock opens when the last address came back), or build a new cluster in mode %s and move the workloads there." $wanted (.inUse | default "nodes hold addresses") .mode $wanted .mode $wanted) }}
-{{- end }}
-{{- end }}
-{{- end }}
-
-{{/* Agents without the rights for it keep what drops packets on their nodes, and can do no more than remove it. */}}
-{{- define "netloom.validate.prefilter" -}}
-{{- if and .Release.IsUpgrade .Values.agent.enabled (not .Values.agent.prefilter) }}
-{{- with lookup "apps/v1" "DaemonSet" .Release.Namespace "netloom-agent" }}
-{{- range .spec.template.spec.containers }}
-{{- if has "BPF" (dig "securityContext" "capabilities" "add" list .) }}
-{{- with (lookup "netloom.dev/v1alpha1" "NetloomPrefilter" "" "").items }}
-{{- fail (printf "agent.prefilter=false: NetloomPrefilter %s is there, and without their rights agents could not follow it: their nodes would go on dropping packets by what it was. Nothing was changed. Delete the NetloomPrefilters first (nodes follow in moments: netloom prefilter status), or keep agent.prefilter=true." (first .).metadata.name) }}
-{{- end }}
-{{- end }}
-{{- end }}
-{{- end }}
-{{- end }}
-{{- end }}
-
-{{/* There is one network in a cluster, so names are fixed, and Helm would refuse the first of them in words of its own. */}}
-{{- define "netloom.validate.otherRelease" -}}
-{{- if .Release.IsInstall }}
-{{- $names := concat (ternary (list "netloom-agent") list .Values.agent.enabled) (ternary (list "netloom-guard") list .Values.guard.enabled) }}
-{{- range $name := $names }}
-{{- with lookup "rbac.authorization.k8s.io/v1" "ClusterRole" "" $name }}
-{{- $release := dig "annotations" "meta.helm.sh/release-name" "" .metadata }}
-{{- $namespace := dig "annotations" "meta.helm.sh/release-namespace" "" .metadata }}
-{{- if and $release (ne (printf "%s/%s" $namespace $release) (printf "%s/%s" $.Release.Namespace $.Release.Name)) }}
-{{- fail (printf "%s is there already, of release %s in namespace %s, and a cluster has one. Nothing was installed. Upgrade that release, or uninstall it first." $name $release $namespace) }}
-{{- end }}
-{{- end }}
-{{- end }}
-{{- end }}
-{{- end }}
-
-{{/* Two CNIs that wire the same pods fight. Looked at once, before anything is there; without a cluster nothing is found. */}}
-{{- define "netloom.validate.otherCni" -}}
-{{- if and .Release.IsInstall (not .Values.cni.besideOthers) .Values.cni.install }}
-{{- $known := list "antrea-agent" "aws-node" "calico-node" "canal" "cilium" "kindnet" "kube-flannel-ds" "kube-ovn-cni" "kube-router" "weave-net" }}
-{{- range (lookup "apps/v1" "DaemonSet" "" "").items }}
-{{- if has .metadata.name $known }}
-{{- fail (printf "DaemonSet %s/%s already wires this cluster's pods, and two CNIs fight. Nothing was installed but CustomResourceDefinitions, which Helm applies before it looks. Remove that CNI first, or install the guard alone by agent.enabled=false, or set cni.besideOthers=true if you know that they do not meet." .metadata.namespace .metadata.name) }}
-{{- end }}
-{{- end }}
-{{- /* Those that are built into a distribution (k3s, MicroK8s) have no DaemonSet, and mark their nodes. */}}
-{{- $marks := dict "flannel.alpha.coreos.com/backend-type" "flannel" "projectcalico.org/IPv4Address" "Calico" }}
-{{- range $node := (lookup "v1" "Node" "" "").items }}
-{{- range $mark, $cni := $marks }}
-{{- if hasKey ($node.metadata.annotations | default dict) $mark }}
-{{- fail (printf "Node %s has the annotation %s: %s wires pods there, and two CNIs fight. Remove it first (docs/install.md); if it is gone already, take the annotation away (kubectl annotate node --all %s-); or set cni.besideOthers=true if you know that they do not meet." $node.metadata.name $mark $cni $mark) }}
-{{- end }}
-{{- end }}
-{{- end }}
 {{- end }}
 {{- end }}
 
