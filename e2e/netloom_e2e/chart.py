@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -70,7 +71,10 @@ def older(before: Path, folder: Path) -> Path:
     schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     del schema["properties"]["spec"]["properties"]["forwarding"]
     file.write_text(yaml.safe_dump(definition))
-    template = chart / "templates" / "network.yaml"
-    text = template.read_text()
-    template.write_text("".join(line for line in text.splitlines(keepends=True) if "forwarding" not in line))
+    for path in ("templates/network.yaml", "files/known.yaml"):
+        template = chart / path
+        text = template.read_text()
+        template.write_text("".join(line for line in text.splitlines(keepends=True) if "forwarding" not in line))
+    values = chart / "values.yaml"
+    values.write_text(re.sub(r"^forwarding:\n( +.*\n)+", "", values.read_text(), flags=re.MULTILINE))
     return chart

@@ -92,29 +92,54 @@ def exists(plane: ControlPlane, path: str) -> bool:
     return True
 
 
+def _two_cnis_never_meet(release: Release) -> None:
+    """By whatever sign, and not by an upgrade of the guard alone either."""
+    plane = release.plane
+
+    def daemon_set(name: str, **pod: Any) -> str:
+        template = {"metadata": {"labels": {"a": "b"}}, "spec": POD | pod}
+        spec = {"selector": {"matchLabels": {"a": "b"}}, "template": template}
+        made = {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": name}, "spec": spec}
+        plane.kubectl("create", "--namespace=kube-system", "--filename=-", input=json.dumps(made))
+        return name
+
+    assert release.put("install", "agent.enabled=false") == ""
+    name = daemon_set("calico-node")
+    said = release.put("upgrade")
+    assert (
+        "DaemonSet kube-system/calico-node already wires this cluster's pods, and two CNIs fight. Nothing was c" in said
+    )
+    assert release.helm("uninstall", "--no-hooks").returncode == 0
+    said = release.put("install")
+    assert "DaemonSet kube-system/calico-node already wires this cluster's pods, and two CNIs fight." in said
+    assert "Nothing was installed but CustomResourceDefinitions" in said
+    plane.kubectl("delete", "--namespace=kube-system", "daemonset", name)
+    folder = {"volumes": [{"name": "conf", "hostPath": {"path": "/var/lib/rancher/k3s/agent/etc/cni/net.d/"}}]}
+    name = daemon_set("another", **folder)
+    said = release.put("install")
+    assert "DaemonSet kube-system/another writes to /var/lib/rancher/k3s/agent/etc/cni/net.d of its machines" in said
+    plane.kubectl("delete", "--namespace=kube-system", "daemonset", name)
+    marked = {"name": "k3s", "annotations": {"flannel.alpha.coreos.com/backend-type": "vxlan"}}
+    plane.kubectl("create", "--filename=-", input=json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": marked}))
+    said = release.put("install")
+    assert "Node k3s has the annotation flannel.alpha.coreos.com/backend-type: flannel wires pods there" in said
+    plane.kubectl("delete", "node", "k3s")
+
+
 @pytest.mark.timeout(900)
 def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path) -> None:
     release = Release(plane)
     before = objects(plane)
     pool = 'pools.default={"ipv4":{"cidrs":["10.60.0.0/16"],"maskSize":27}}'
 
-    # Two CNIs never meet.
-    daemon_set = {
-        "selector": {"matchLabels": {"a": "b"}},
-        "template": {"metadata": {"labels": {"a": "b"}}, "spec": POD},
-    }
-    other = {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "calico-node"}, "spec": daemon_set}
-    plane.kubectl("create", "--namespace=kube-system", "--filename=-", input=json.dumps(other))
-    said = release.put("install")
-    assert "DaemonSet kube-system/calico-node already wires this cluster's pods, and two CNIs fight." in said
-    assert "Nothing was installed but CustomResourceDefinitions" in said
-    plane.kubectl("delete", "--namespace=kube-system", "daemonset", "calico-node")
-    marked = {"name": "k3s", "annotations": {"flannel.alpha.coreos.com/backend-type": "vxlan"}}
-    plane.kubectl("create", "--filename=-", input=json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": marked}))
-    said = release.put("install")
-    assert "Node k3s has the annotation flannel.alpha.coreos.com/backend-type: flannel wires pods there" in said
-    plane.kubectl("delete", "node", "k3s")
+    _two_cnis_never_meet(release)
     assert {each for each in objects(plane) - before if not each.startswith("CustomResourceDefinition")} == set()
+    # Nor is there a release where pods could not be.
+    plane.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
+    assert f"Namespace {NAMESPACE} enforces Pod Security restricted" in release.put("install", "agent.enabled=false")
+    plane.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce-")
+    said = release.put("install", "agent.enabled=false", 'guard.ciliumNamespace="celium"')
+    assert "guard.ciliumNamespace: there is no namespace celium. Nothing was changed." in said
     plane.kubectl("delete", "--filename", crds.FOLDER)
 
     # Installed in one go, although the guard does not run yet that is asked about networks.
@@ -148,12 +173,24 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     assert (
         "(netloomnetworks.netloom.dev, netloomprefilters.netloom.dev), and crds.upgrade is false. Apply crds/" in said
     )
+    said = release.helm("upgrade", CHART, "--reuse-values").stderr
+    assert "forwarding, forwarding.filter: missing." in said
+    assert "brought the values of a chart that did not have it: use --reset-then-reuse-values instead." in said
     hooks = Hooks(plane, NAMESPACE, tmp_path)
     with hooks.served():
-        assert release.put("upgrade") == ""
+        done = release.helm("upgrade", CHART, "--reset-then-reuse-values")
+    assert (done.returncode, done.stderr) == (0, "")
     printed = hooks.ran["netloom-crds"]
     assert "CustomResourceDefinition netloomnetworks.netloom.dev: changed" in printed
     assert "CustomResourceDefinition netloomprefilters.netloom.dev: created" in printed
+    assert release.network()["forwarding"] == {"filter": "accept"}
+    # An older chart takes nothing from it: objects would lose what its definitions do not know.
+    again = [NETLOOM, "crds", old / "crds", f"--kubeconfig={plane.kubeconfig()}"]
+    printed = subprocess.run(again, capture_output=True, text=True, check=True).stdout
+    left = (
+        "CustomResourceDefinition netloomnetworks.netloom.dev: left as it is, which is newer: it knows spec.forwarding"
+    )
+    assert left in printed
     assert release.network()["forwarding"] == {"filter": "accept"}
     assert not [each for each in objects(plane) if each.endswith("/netloom-crds")], "nobody keeps these rights"
 
@@ -164,6 +201,15 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     said = release.put("upgrade", 'ipam.mode="multi-pool"')
     assert "the IPAM mode of a live cluster cannot change: 1 node holds addresses (n1) of mode kubernetes" in said
     assert release.network()["ipam"]["mode"] == "kubernetes"
+    # Nor does Helm let go of what is in use, when it has done all else.
+    assert "agent.enabled=false: this release has agents" in release.put("upgrade", "agent.enabled=false")
+    said = release.put("upgrade", "network.create=false")
+    assert "network.create=false: Helm would delete netloomnetwork/default of this release, and nodes hold" in said
+    keep = ("annotate", "netloomnetwork/default", "helm.sh/resource-policy=keep")
+    plane.kubectl(*keep)
+    assert release.put("upgrade", "network.create=false") == ""
+    plane.kubectl(*keep[:2], "helm.sh/resource-policy-")
+    assert release.put("upgrade", "network.create=true") == ""
     # Agents with a prefilter keep the rights to take it off their nodes.
     assert release.put("upgrade", "agent.prefilter=true") == ""
     plane.client.request("POST", PREFILTERS, PREFILTER)

@@ -7,7 +7,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import typer
@@ -16,8 +16,10 @@ import yaml
 from netloom.api.errors import UserError
 from netloom.cli.app import app
 from netloom.runtime.client import Api
+from netloom.runtime.errors import Unavailable
 from netloom.uninstall.deleting import empty
 from netloom.uninstall.installation import NETWORK_KINDS, Thing, agents, kept, refusing
+from netloom.uninstall.patience import PatientApi
 from netloom.uninstall.steps import OWN_NAMESPACE, UninstallOptions, uninstall
 from netloom.webhook.names import CA_SECRET, NAME, NAMESPACE, OPERATOR_USER
 from netloom_e2e import crds
@@ -211,10 +213,25 @@ class Killed(BaseException):
     """As by SIGKILL, as far as the API server sees it."""
 
 
-class Mortal(Api):
+class Stumbling(Api):
+    """Of each request the first is lost on its way, or its answer is."""
+
+    asked: ClassVar[set[tuple[str, str]]] = set()
+
+    async def request(self, method: str, path: str, **options: Any) -> bytes:
+        known = (method, path) in self.asked
+        self.asked.add((method, path))
+        answer = await super().request(method, path, **options) if known or len(self.asked) % 2 else b""
+        if not known:
+            raise Unavailable(0, "NoAnswer", f"{method} {path}: no answer")
+        return answer
+
+
+class Mortal(PatientApi, Stumbling):
     """Dies when it has written `life` times."""
 
     life = 0
+    pause = 0.01
 
     async def request(self, method: str, path: str, **options: Any) -> bytes:
         answer: bytes | None = None
@@ -230,7 +247,8 @@ class Mortal(Api):
 
 
 async def test_killed_after_any_write_the_next_run_goes_on(plane: ControlPlane, machines: Machines) -> None:
-    """By a kubeconfig, without Helm: then rights and accounts go as well."""
+    """By a kubeconfig, without Helm: then rights and accounts go as well. An API server that does not answer at once is
+    asked again."""
     before = all_objects(plane)
     install(plane)
     live(plane)
@@ -238,6 +256,7 @@ async def test_killed_after_any_write_the_next_run_goes_on(plane: ControlPlane, 
     kills = 0
     for Mortal.life in itertools.count(1, 4):
         async with await Mortal.connect(str(plane.kubeconfig())) as api:
+            api.say = said.append
             try:
                 await uninstall(api, UninstallOptions(), said.append)
                 break
@@ -246,6 +265,7 @@ async def test_killed_after_any_write_the_next_run_goes_on(plane: ControlPlane, 
                 if not exists(plane, agents(NAMESPACE).path):
                     break  # that was the last write
     assert kills > 10
+    assert sum("the API server is asked again for 45 s: " in each for each in said) > 1
     assert {*machines.cleaned} == {"n1", "n2"}
     # The release's record is all that Helm has still to take away.
     assert {each for each in all_objects(plane) - before if "sh.helm.release" not in each} == set()

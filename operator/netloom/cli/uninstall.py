@@ -91,14 +91,19 @@ def uninstall(
 
 
 async def _run(cluster: Cluster, options: "UninstallOptions") -> None:
-    from netloom.runtime.client import Api
     from netloom.runtime.errors import ApiError
+    from netloom.uninstall.patience import PatientApi
     from netloom.uninstall.steps import uninstall as take_away
 
-    async with await Api.connect(cluster.kubeconfig, cluster.context, user_agent="netloom-uninstall") as api:
+    def tell(sentence: str) -> None:
+        print(sentence, flush=True)
+
+    api = await PatientApi.connect(cluster.kubeconfig, cluster.context, user_agent="netloom-uninstall")
+    async with api:
         await api.check()
+        api.say = tell
         try:
-            await take_away(api, options, lambda sentence: print(sentence, flush=True))
+            await take_away(api, options, tell)
         except ApiError as error:
             raise UserError(f"{error}. What was done stays done: run it again.") from error
 

@@ -34,7 +34,7 @@ prefilter: what is pinned in a bpffs would else go on dropping."""
 @dataclass(frozen=True, slots=True)
 class Cleaner:
     """What its pods are made of. bin_dir, conf_dir: of the machines. volumes: names, of `_SOME`. chosen: labels of
-    machines that have agents."""
+    machines that have agents. resources: what agents ask for, so that a namespace's quota lets these in as well."""
 
     image: str
     bin_dir: str = BIN
@@ -42,6 +42,7 @@ class Cleaner:
     pull_policy: str = ""
     pull_secrets: tuple[Mapping[str, str], ...] = ()
     security: Mapping[str, Any] = field(default_factory=lambda: _SECURITY)
+    resources: Mapping[str, Any] = field(default_factory=dict)
     volumes: tuple[str, ...] = ()
     chosen: Mapping[str, str] = field(default_factory=dict)
 
@@ -59,6 +60,7 @@ def like_agents(daemon_set: Mapping[str, Any], image: str = "") -> Cleaner:
         pull_policy=agent.get("imagePullPolicy", ""),
         pull_secrets=tuple(pod.get("imagePullSecrets", ())),
         security=agent.get("securityContext", _SECURITY),
+        resources=agent.get("resources", {}),
         volumes=tuple(each for each in _SOME if each in paths),
         chosen=chosen,
     )
@@ -103,6 +105,7 @@ def pod(cleaner: Cleaner, node: str, namespace: str) -> dict[str, Any]:
         ],
         "env": [{"name": "NETLOOM_PROC_SYS", "value": "/host/proc/sys"}],
         "securityContext": dict(cleaner.security),
+        "resources": dict(cleaner.resources),
         "terminationMessagePath": TERMINATION,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,

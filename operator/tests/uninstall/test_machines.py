@@ -73,7 +73,14 @@ DAEMON_SET = {
             "spec": {
                 "nodeSelector": {"pool": "x", PARKED: ""},
                 "imagePullSecrets": [{"name": "s"}],
-                "containers": [{"name": "agent", "image": "i:1", "securityContext": {"seLinuxOptions": {"type": "t"}}}],
+                "containers": [
+                    {
+                        "name": "agent",
+                        "image": "i:1",
+                        "securityContext": {"seLinuxOptions": {"type": "t"}},
+                        "resources": {"requests": {"cpu": "20m"}},
+                    }
+                ],
                 "volumes": [
                     {"name": "cni-bin", "hostPath": {"path": "/cni/bin"}},
                     {"name": "bpffs", "hostPath": {"path": "/sys/fs/bpf"}},
@@ -96,6 +103,7 @@ def test_a_machine_is_cleaned_by_what_its_agent_was() -> None:
     assert (spec["nodeName"], spec["imagePullSecrets"]) == ("n1", [{"name": "s"}])
     (container,) = spec["containers"]
     assert container["securityContext"] == {"seLinuxOptions": {"type": "t"}}
+    assert container["resources"] == {"requests": {"cpu": "20m"}}
     assert {each["name"] for each in spec["volumes"]} == {each["name"] for each in container["volumeMounts"]}
     assert like_agents(DAEMON_SET, "j:2").image == "j:2"
 
