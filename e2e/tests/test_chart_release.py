@@ -166,6 +166,13 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     assert there.replace("agent", "guard") in release.put("install", "agent.enabled=false", chart=old, name="second")
     assert {each for each in objects(plane) ^ installed if "sh.helm.release" not in each} == set()
 
+    # Nor is anything done while what uninstalls it is at work.
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "netloom-uninstall"}}
+    job["spec"] = {"template": {"spec": POD | {"restartPolicy": "Never"}}}
+    plane.kubectl("create", f"--namespace={NAMESPACE}", "--filename=-", input=json.dumps(job))
+    assert "Job netloom-uninstall in netloom-system is at work, or about to begin" in release.put("upgrade", chart=old)
+    plane.kubectl("delete", f"--namespace={NAMESPACE}", "job", "netloom-uninstall")
+
     # Upgraded, with what only the new definitions know.
     guard = release.guards.start()
     release.guards.wait_in_force(guard)

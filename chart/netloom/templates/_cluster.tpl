@@ -1,5 +1,19 @@
 {{/* What Helm has to look at the cluster for; without one, nothing is found. */}}
 
+{{/* A Helm that was killed, or waited for no longer, leaves the Job of its uninstallation at work: it would take away what
+is installed now. */}}
+{{- define "netloom.validate.uninstalling" -}}
+{{- with lookup "batch/v1" "Job" .Release.Namespace "netloom-uninstall" }}
+{{- $ended := false }}
+{{- range dig "status" "conditions" list . }}
+{{- if and (has .type (list "Complete" "Failed")) (eq .status "True") }}{{ $ended = true }}{{ end }}
+{{- end }}
+{{- if not $ended }}
+{{- fail (printf "Job netloom-uninstall in %s is at work, or about to begin, and would take away what is installed now. Nothing was changed. Wait until it has ended (kubectl wait --for=condition=Complete --timeout=10m job/netloom-uninstall --namespace=%s), or delete it, and see what it did: helm uninstall goes on from there." $.Release.Namespace $.Release.Namespace) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* The guard refuses this as well, and what it says is repeated here. But Helm writes the network last, so that all else
 that was asked for would be done by then. */}}
 {{- define "netloom.validate.mode" -}}

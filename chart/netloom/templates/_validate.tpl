@@ -9,6 +9,7 @@ is refused here as well, where it would leave a release half installed: the netw
 {{- include "netloom.validate.forms" . }}
 {{- include "netloom.validate.pods" . }}
 {{- include "netloom.validate.guard" $ }}
+{{- include "netloom.validate.uninstalling" $ }}
 {{- include "netloom.validate.namespace" $ }}
 {{- include "netloom.validate.otherRelease" $ }}
 {{- include "netloom.validate.letGo" $ }}
