@@ -44,24 +44,27 @@ def definitions() -> dict[str, Schema]:
     amounts: Schema = {"type": "object", "additionalProperties": _QUANTITY}
     toleration = _closed(
         key=_TEXT,
-        operator={"enum": ["Exists", "Equal"]},
+        operator={"enum": ["Exists", "Equal", "Lt", "Gt"]},
         value=_TEXT,
         effect={"enum": ["", "NoSchedule", "PreferNoSchedule", "NoExecute"]},
         tolerationSeconds={"type": "integer"},
     )
     kinds = ("nodeAffinity", "podAffinity", "podAntiAffinity")
     network, pool = (_spec(name) for name in ("netloomnetworks", "netloomippools"))
+    cut = network["ipam"]["properties"]["clusterPool"]["properties"]
     return {
         "affinity": _closed(**{each: {"type": ["object", "null"]} for each in kinds}),
         "daemonSetStrategy": _strategy("RollingUpdate", "OnDelete"),
         "deploymentStrategy": _strategy("RollingUpdate", "Recreate"),
+        "clusterCIDRs": cut["ipv4PodCIDRList"],
         "devices": network["devices"],
         "environment": _each(_named(value=_TEXT, valueFrom={"type": "object"})),
         "labels": {"type": "object", "additionalProperties": _TEXT},
         "names": _each(_named()),
+        "networks": network["masquerade"]["properties"]["nonMasqueradeCIDRs"],
         "nodeSelector": network["nodeSelector"],
         "pool": _closed(**pool),
-        "resources": _closed(limits=amounts, requests=amounts),
+        "resources": _closed(limits=amounts, requests=amounts, claims=_each({"type": "object"})),
         "seLinux": _closed(level=_TEXT, role=_TEXT, type=_TEXT, user=_TEXT),
         "tolerations": _each(toleration),
         "users": _each(_TEXT | {"pattern": r"^\S(.*\S)?$"}),

@@ -222,6 +222,7 @@ MISTYPED: list[tuple[dict[str, Any], str]] = [
     ({"tunnelPort": "8472"}, "at '/tunnelPort': got string, want integer"),
     ({"tunnelPort": 70000}, "at '/tunnelPort': maximum: got 70,000, want 65,535"),
     ({CIDRS4: "10.0.0.0/16"}, "PodCIDRList': got string, want array"),
+    ({CIDRS4: [f"10.{each}.0.0/16" for each in range(33)]}, "PodCIDRList': maxItems: got 33, want 32"),
     ({"devices": "eth0"}, "at '/devices': got string, want array"),
     ({"ipam.mode": "Kubernetes"}, "at '/ipam/mode': value must be one of 'kubernetes', 'cluster-pool', 'multi-pool'"),
     ({"image.pullPolicy": "Sometimes"}, "at '/image/pullPolicy': value must be one of '', 'Always', 'IfNotPresent'"),

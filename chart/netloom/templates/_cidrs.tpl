@@ -88,13 +88,15 @@ prefix alone, and its length. */}}
 
 {{/* A list of name, text and family, as above: none may be in what the standards give a meaning of its own. */}}
 {{- define "netloom.validate.usable" -}}
+{{- $kept := dict }}
+{{- range list "0.0.0.0/8" "127.0.0.0/8" "169.254.0.0/16" "224.0.0.0/4" "::/8" "fe80::/10" "ff00::/8" }}
+{{- $_ := set $kept . (include "netloom.cidr" (dict "name" "" "text" . "family" 0) | fromJson).bits }}
+{{- end }}
 {{- range $one := . }}
 {{- $cidr := include "netloom.cidr" . | fromJson }}
-{{- $kept := ternary (list "0.0.0.0/8" "127.0.0.0/8" "169.254.0.0/16" "224.0.0.0/4") (list "::/8" "fe80::/10" "ff00::/8") (hasPrefix "4" $cidr.bits) }}
-{{- range $kept }}
-{{- $other := include "netloom.cidr" (dict "name" "" "text" . "family" 0) | fromJson }}
-{{- if or (hasPrefix $cidr.bits $other.bits) (hasPrefix $other.bits $cidr.bits) }}
-{{- fail (printf "%s: pods cannot use all of %s: the standards give %s a meaning of its own. Give a CIDR outside it." $one.name $one.text .) }}
+{{- range $text, $bits := $kept }}
+{{- if or (hasPrefix $cidr.bits $bits) (hasPrefix $bits $cidr.bits) }}
+{{- fail (printf "%s: pods cannot use all of %s: the standards give %s a meaning of its own. Give a CIDR outside it." $one.name $one.text $text) }}
 {{- end }}
 {{- end }}
 {{- end }}
