@@ -103,7 +103,10 @@ def _two_cnis_never_meet(release: Release) -> None:
         plane.kubectl("create", "--namespace=kube-system", "--filename=-", input=json.dumps(made))
         return name
 
-    assert release.put("install", "agent.enabled=false") == ""
+    done = release.helm("install", CHART, "--skip-crds", "--set=agent.enabled=false,guard.for=netloom")
+    assert done.returncode == 0, done.stderr
+    assert "does not have the CustomResourceDefinitions of Netloom's network" in release.put("upgrade")
+    crds.install(plane)
     name = daemon_set("calico-node")
     said = release.put("upgrade")
     assert (

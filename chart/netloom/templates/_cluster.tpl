@@ -14,6 +14,14 @@ is installed now. */}}
 {{- end }}
 {{- end }}
 
+{{/* Helm brings definitions with a release's first revision, and not with --skip-crds; who asks it for objects of a kind
+that is not there hears its own words. */}}
+{{- define "netloom.validate.definitions" -}}
+{{- if and .Release.IsUpgrade .Values.agent.enabled (lookup "v1" "Namespace" "" "default") (not (.Capabilities.APIVersions.Has "netloom.dev/v1alpha1/NetloomNetwork")) }}
+{{- fail "the cluster does not have the CustomResourceDefinitions of Netloom's network, which Helm brings with the first revision of a release alone. Nothing was changed. Apply them first: helm show crds CHART | kubectl apply --server-side -f -" }}
+{{- end }}
+{{- end }}
+
 {{/* The guard refuses this as well, and what it says is repeated here. But Helm writes the network last, so that all else
 that was asked for would be done by then. */}}
 {{- define "netloom.validate.mode" -}}
@@ -30,7 +38,7 @@ that was asked for would be done by then. */}}
 {{- if and .Release.IsUpgrade .Values.agent.enabled (not .Values.agent.prefilter) }}
 {{- with lookup "apps/v1" "DaemonSet" .Release.Namespace "netloom-agent" }}
 {{- range .spec.template.spec.containers }}
-{{- if has "BPF" (dig "securityContext" "capabilities" "add" list .) }}
+{{- if and ($.Capabilities.APIVersions.Has "netloom.dev/v1alpha1/NetloomPrefilter") (has "BPF" (dig "securityContext" "capabilities" "add" list .)) }}
 {{- with (lookup "netloom.dev/v1alpha1" "NetloomPrefilter" "" "").items }}
 {{- fail (printf "agent.prefilter=false: NetloomPrefilter %s is there, and without their rights agents could not follow it: their nodes would go on dropping packets by what it was. Nothing was changed. Delete the NetloomPrefilters first (nodes follow in moments: netloom prefilter status), or keep agent.prefilter=true." (first .).metadata.name) }}
 {{- end }}
@@ -122,7 +130,7 @@ installed, and have none. And what is in other namespaces needs these. */}}
 {{- if lookup "apps/v1" "DaemonSet" .Release.Namespace "netloom-agent" }}
 {{- fail "agent.enabled=false: this release has agents, which wire the cluster's pods. Without them new pods would get no network, and what they made on machines would stay there. Nothing was changed. Keep agent.enabled=true, or uninstall this release, which cleans the machines, and install the guard alone." }}
 {{- end }}
-{{- else }}
+{{- else if .Capabilities.APIVersions.Has "netloom.dev/v1alpha1/NetloomIPPool" }}
 {{- $inUse := list }}
 {{- with and (not .Values.network.create) (lookup "netloom.dev/v1alpha1" "NetloomNetwork" "" "default") }}
 {{- if dig "status" "ipam" "mode" "" . }}{{ $inUse = append $inUse (list "network.create=false" "netloomnetwork/default" .metadata) }}{{ end }}

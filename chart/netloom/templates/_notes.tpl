@@ -10,7 +10,7 @@
 {{- $told = append $told "network.create=false: values of the network, such as ipam.mode and routingMode, have no effect; the NetloomNetwork that you apply says it." }}
 {{- end }}
 {{- $pool := .ipam.multiPool.defaultPool }}
-{{- if and .network.create (eq .ipam.mode "multi-pool") (not .ipam.multiPool.requirePoolMatch) (not (hasKey (.pools | default dict) $pool)) (not (lookup "netloom.dev/v1alpha1" "NetloomIPPool" "" $pool)) }}
+{{- if and .network.create (eq .ipam.mode "multi-pool") (not .ipam.multiPool.requirePoolMatch) (not (hasKey (.pools | default dict) $pool)) (not (and ($.Capabilities.APIVersions.Has "netloom.dev/v1alpha1/NetloomIPPool") (lookup "netloom.dev/v1alpha1" "NetloomIPPool" "" $pool))) }}
 {{- $told = append $told (printf "ipam.mode=multi-pool: pods that name no pool draw on %s, which is not there yet. Add pools.%s, or apply a NetloomIPPool of that name." $pool $pool) }}
 {{- end }}
 {{- if and .prometheus.rules.enabled (not (and .prometheus.enabled .operator.prometheus.enabled)) }}

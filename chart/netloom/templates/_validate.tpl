@@ -12,6 +12,7 @@ is refused here as well, where it would leave a release half installed: the netw
 {{- include "netloom.validate.uninstalling" $ }}
 {{- include "netloom.validate.namespace" $ }}
 {{- include "netloom.validate.otherRelease" $ }}
+{{- include "netloom.validate.definitions" $ }}
 {{- include "netloom.validate.letGo" $ }}
 {{- include "netloom.validate.prefilter" $ }}
 {{- if .agent.enabled }}
