@@ -365,4 +365,11 @@ def test_pods_and_services_have_addresses_of_their_own(served: ControlPlane) -> 
     pool = ("ipam.mode=multi-pool", "pools.a.ipv4.cidrs={10.60.0.0/15}", "pools.a.ipv4.maskSize=27")
     assert "pools.a.ipv4.cidrs: 10.60.0.0/15 holds 10.61.2.3, the address of Node n1, so a pod could be" in said(*pool)
     assert said(pool[0], pool[1].replace("/15", "/16"), pool[2]) == ""
+    # What may be meant, and yet have no effect, is told at the end.
+    odd = ("routingMode=native", "tunnelPort=7777", "ipam.mode=multi-pool", "nodeSelector.pool=none")
+    dry = ("install", "netloom", CHART, f"--namespace={NAMESPACE}", "--dry-run=server", "--set=guard.enabled=false")
+    notes = served.helm(*dry, *(f"--set={each}" for each in odd)).stdout.partition("NOTES:")[2]
+    assert "routingMode=native: tunnelProtocol, tunnelPort and tunnelSenders have no effect" in notes
+    assert "ipam.mode=multi-pool: pods that name no pool draw on default, which is not there yet. Add pools" in notes
+    assert "nodeSelector: no Node has these labels now, so no pod of that kind runs until one does." in notes
     served.client.request("DELETE", "/api/v1/nodes/n1")

@@ -17,6 +17,19 @@
 {{- $told = append $told "prometheus.rules.enabled: without prometheus.enabled and operator.prometheus.enabled alerts hear only of metrics that something gathers on the nodes themselves." }}
 {{- end }}
 {{- end }}
+{{- $chosen := ternary (dict "nodeSelector" .nodeSelector "operator.nodeSelector" .operator.nodeSelector) (dict "guard.nodeSelector" .guard.nodeSelector) .agent.enabled }}
+{{- range $value, $labels := $chosen }}
+{{- $nodes := ternary (lookup "v1" "Node" "" "").items list (not (empty $labels)) }}
+{{- $some := false }}
+{{- range $node := $nodes }}
+{{- $fits := true }}
+{{- range $key, $text := $labels }}{{ if ne (dig "labels" $key "" $node.metadata) $text }}{{ $fits = false }}{{ end }}{{ end }}
+{{- if $fits }}{{ $some = true }}{{ end }}
+{{- end }}
+{{- if and $nodes (not $some) }}
+{{- $told = append $told (printf "%s: no Node has these labels now, so no pod of that kind runs until one does." $value) }}
+{{- end }}
+{{- end }}
 {{- if and (not .guard.enabled) (or .guard.url .guard.tls.secretName .guard.tls.caBundle .guard.tls.injectCaFrom .guard.for) }}
 {{- $told = append $told "guard.enabled=false: all other values of guard have no effect." }}
 {{- end }}
