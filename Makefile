@@ -20,9 +20,10 @@ demo-cluster: ## Install, upgrade, refuse and uninstall by Helm, on three real k
 	@e2e/setup cluster
 	@$(PY) -m netloom_e2e.cluster_demo
 
-cluster: ## Leave a cluster of three kubelets up, with Netloom as pods, and print how to use it
+cluster: WIRED_BY ?= netloom
+cluster: ## Leave a cluster of three kubelets up, with Netloom as pods (WIRED_BY=nobody: without), and print how to use it
 	@e2e/setup cluster
-	@$(PY) -m netloom_e2e cluster
+	@$(PY) -m netloom_e2e cluster --wired-by=$(WIRED_BY)
 
 cluster-down: ## Take that cluster down
 	@$(PY) -m netloom_e2e down --name cluster

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -24,6 +25,7 @@ from netloom_e2e import (
     kubelets,
     netloom_cluster,
     netloom_image,
+    page,
     processes,
     specs,
     virtual_machine,
@@ -31,6 +33,7 @@ from netloom_e2e import (
 from netloom_e2e.building import building
 from netloom_e2e.client import ApiFailure, Client
 from netloom_e2e.cluster import ControlPlane, ControlPlaneError
+from netloom_e2e.pod_networks import Nobody
 
 app = typer.Typer(
     help="A real Kubernetes control plane on this machine.",
@@ -96,13 +99,30 @@ def down(
 class Wired(StrEnum):
     NETLOOM = "netloom"
     BRIDGE = "bridge"
+    NOBODY = "nobody"
+
+
+def _unwired(prefix: str, *, nodes: int, name: str) -> kubelets.KubeletCluster:
+    """As docs/install.md finds one, with the image in it and Helm beside it."""
+    binaries.helm()
+    image = replace(netloom_image.netloom(), aliases=(page.IMAGE,))
+    return kubelets.KubeletCluster(prefix, nodes=nodes, name=name, network=Nobody(), further=[image])
+
+
+_CLUSTERS: dict[Wired, Callable[..., kubelets.KubeletCluster]] = {
+    Wired.NETLOOM: netloom_cluster.cluster,
+    Wired.BRIDGE: kubelets.KubeletCluster,
+    Wired.NOBODY: _unwired,
+}
 
 
 @app.command()
 def cluster(
     name: Name = "cluster",
     nodes: Annotated[int, typer.Option(min=1, max=9, help="How many.")] = 3,
-    wired_by: Annotated[Wired, typer.Option(help="Who wires pods: bridge is the CNI's own.")] = Wired.NETLOOM,
+    wired_by: Annotated[
+        Wired, typer.Option(help="Who wires pods; bridge: the CNI's own; nobody: you.")
+    ] = Wired.NETLOOM,
 ) -> None:
     """Start a cluster of kubelets that stays, and print how to use it. Takes root."""
     processes.sweep()
@@ -110,8 +130,7 @@ def cluster(
         _fail(f"there is a cluster {name!r}; `netloom-e2e down --name {name}` removes it")
     try:
         kubelets.prepare()
-        make = netloom_cluster.cluster if wired_by is Wired.NETLOOM else kubelets.KubeletCluster
-        made = make(name[:8], nodes=nodes, name=name)
+        made = _CLUSTERS[wired_by](name[:8], nodes=nodes, name=name)
         made.start()
         kubeconfig = made.detach()
     except (ControlPlaneError, binaries.BinariesError, RuntimeError, AssertionError, OSError) as error:
@@ -120,6 +139,9 @@ def cluster(
     _say(f"cluster {name!r} is up ({took})")
     print(f"export KUBECONFIG={kubeconfig}")
     print(f"export PATH={binaries.find('kubectl').parent}:$PATH")
+    if wired_by is Wired.NOBODY:
+        print(f"export PATH={binaries.helm().parent}:$PATH")
+        _say(f"its nodes have the image {page.IMAGE} and no pod network: docs/install.md goes on from there, at step 3")
     for node in made.nodes.values():
         _say(f"a shell on {node.name}: {' '.join(node.enter)} bash")
     _say(f"take it down with: netloom-e2e down --name {name}")

@@ -22,6 +22,9 @@ CI = CHART / "ci"
 MONITORING = "monitoring.coreos.com/v1"
 """Kinds of Prometheus' operator, which a cluster may have."""
 
+SOME_IMAGE = "netloom"
+"""The `image.repository` of a release whose pods nobody runs."""
+
 Manifest = dict[str, Any]
 
 
@@ -43,10 +46,12 @@ def helm(*arguments: str | Path) -> str:
 def template(
     *values: Path | Mapping[str, Any], namespace: str = "netloom-system", options: tuple[str, ...] = ()
 ) -> str:
-    """The text of all manifests, as where Helm sees a cluster. values: files, or what would be in one. Raises
-    ChartError."""
+    """The text of all manifests, as where Helm sees a cluster. values: files, or what would be in one, but for the image.
+    Raises ChartError."""
     arguments: list[str | Path] = ["template", "netloom", CHART, f"--namespace={namespace}", *options]
     arguments += [f"--api-versions={MONITORING}", "--set=cleanup.withoutCluster=true"]
+    if not any(isinstance(each, Path) for each in values):
+        arguments.append(f'--set-json=image.repository="{SOME_IMAGE}"')
     for each in values:
         if isinstance(each, Path):
             arguments += ["--values", each]

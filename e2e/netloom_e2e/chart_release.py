@@ -14,7 +14,7 @@ from netloom.runtime.yaml_documents import documents
 from netloom.webhook import certificates
 from netloom.webhook.names import CA_SECRET, NAME, NAMESPACE
 from netloom_e2e.allocations import Cluster
-from netloom_e2e.chart import CHART
+from netloom_e2e.chart import CHART, SOME_IMAGE
 from netloom_e2e.chart_pods import Hooks, words
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
@@ -62,7 +62,7 @@ class Release:
 
     def put(self, verb: str, *values: str) -> None:
         """Installs or upgrades it."""
-        self.helm(verb, CHART, *(f"--set={each}" for each in values))
+        self.helm(verb, CHART, *(f"--set={each}" for each in (f"image.repository={SOME_IMAGE}", *values)))
         service = {
             "spec": {"type": "ExternalName", "externalName": self.address, "clusterIP": None, "clusterIPs": None}
         }

@@ -1,4 +1,7 @@
-"""Who wires a cluster's pods: the CNI's own plugins bridge and host-local, with or without routes between nodes."""
+"""Who wires a cluster's pods: the CNI's own plugins bridge and host-local, with or without routes between nodes.
+
+Or nobody yet.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +64,16 @@ class Bridge:
         }
         portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
         return {"cniVersion": "1.0.0", "name": "cluster", "plugins": [bridge, portmap]}
+
+
+@dataclass(frozen=True, slots=True)
+class Nobody:
+    """Nodes wait for who comes later, as after `kubeadm init`: the cluster is left before it is Ready."""
+
+    taints: tuple[str, ...] = ()
+
+    def install(self, nodes: Sequence[KubeletNode]) -> None:
+        """Nothing is there to be installed."""
 
 
 def _masquerade(node: KubeletNode, cidr: str) -> None:

@@ -15,7 +15,7 @@ from netloom.runtime.yaml_documents import documents
 from netloom.webhook.manifests import Installation, render
 from netloom.webhook.names import Guarded, Scope
 from netloom_e2e import chart_sources
-from netloom_e2e.chart import CHART, CI, ROOT, ChartError, Manifest, helm, rendered, template
+from netloom_e2e.chart import CHART, CI, ROOT, SOME_IMAGE, ChartError, Manifest, helm, rendered, template
 from netloom_e2e.chart_changes import Values, and_, defaults, texts
 
 pytestmark = pytest.mark.usefixtures("helm_binary")
@@ -357,7 +357,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"guard.tls.caBundle": "-----BEGIN"}, "guard.tls.caBundle is not base64."),
     ({"guard.tls.injectCaFrom": "own"}, 'guard.tls.injectCaFrom: "own" names no Certificate. Write NAMESPACE/NAME.'),
-    ({"image.repository": ""}, "image.repository is empty."),
+    ({"image.repository": ""}, "image.repository is not set, and no registry is known to have the image. Build it"),
     *(
         ({"image.repository": each}, f'image.repository: "{each}" is no place of an image. Write it without https://')
         for each in ("https://registry.example.com/netloom", "registry.example.com:5000/netloom:0.1.0", "netloom:1")
@@ -427,7 +427,7 @@ def test_no_job_uninstalls_where_hooks_are_applied_like_the_rest() -> None:
 
 def test_without_the_kinds_of_prometheus_operator_nothing_refers_to_them() -> None:
     with pytest.raises(ChartError, match=r"set prometheus.serviceMonitor.trustCRDsExist=true"):
-        helm("template", "netloom", CHART, "--set=prometheus.rules.enabled=true")
+        helm("template", "netloom", CHART, f"--set=image.repository={SOME_IMAGE},prometheus.rules.enabled=true")
 
 
 def test_alerts_and_dashboard_ask_for_metrics_that_there_are() -> None:

@@ -15,7 +15,7 @@ import yaml
 from netloom.webhook.names import NAME, NAMESPACE, OPERATOR_USER, Scope
 from netloom_e2e import commit_before, crds
 from netloom_e2e.api_objects import objects
-from netloom_e2e.chart import CHART, CI, older, rendered, template
+from netloom_e2e.chart import CHART, CI, SOME_IMAGE, older, rendered, template
 from netloom_e2e.chart_pods import Hooks
 from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
@@ -72,7 +72,13 @@ class Release:
     def put(self, verb: str, *values: str, chart: Path = CHART, **of: str) -> str:
         """What Helm says where it does not do it; "" where it does. of: `name` and `namespace` of another release."""
         url = f'guard.url="{self.guards.url}"'
-        done = self.helm(verb, chart, *(f"--set-json={each}" for each in (url, *values)), **of)
+        done = self.helm(
+            verb,
+            chart,
+            f"--set=image.repository={SOME_IMAGE}",
+            *(f"--set-json={each}" for each in (url, *values)),
+            **of,
+        )
         return done.stderr if done.returncode else ""
 
     def network(self) -> dict[str, Any]:
@@ -151,7 +157,8 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     assert {f"DaemonSet/{NAMESPACE}/netloom-agent", f"Deployment/{NAMESPACE}/netloom-operator"} < objects(plane)
     assert "forwarding" not in release.network()
     notes = plane.helm("get", "notes", "netloom", f"--namespace={NAMESPACE}").stdout
-    assert "(netloom:0.1.0) wires the pods of this cluster: IPAM mode kubernetes, routing mode tunnel (vxlan)." in notes
+    words = "(netloom:0.1.0) is to wire the pods of this cluster: IPAM mode kubernetes, routing mode tunnel (vxlan)."
+    assert words in notes
     # Who runs with these definitions is told what they do not know; so is who asks for the status.
     told = [NETLOOM, "status", f"--kubeconfig={plane.kubeconfig()}", "--output=json"]
     wait_for(
@@ -356,7 +363,11 @@ def test_pods_and_services_have_addresses_of_their_own(served: ControlPlane) -> 
     def said(*values: str) -> str:
         # A guard that was here before leaves a policy (docs/guard.md), which is none of this release's.
         what = ("install", "netloom", CHART, f"--namespace={NAMESPACE}", "--dry-run=server")
-        done = served.helm(*what, *(f"--set={each}" for each in ("guard.enabled=false", *values)), check=False)
+        done = served.helm(
+            *what,
+            *(f"--set={each}" for each in (f"image.repository={SOME_IMAGE}", "guard.enabled=false", *values)),
+            check=False,
+        )
         return done.stderr if done.returncode else ""
 
     ranges = "ipam.operator.clusterPoolIPv4PodCIDRList"
@@ -365,6 +376,8 @@ def test_pods_and_services_have_addresses_of_their_own(served: ControlPlane) -> 
     pool = ("ipam.mode=multi-pool", "pools.a.ipv4.cidrs={10.60.0.0/15}", "pools.a.ipv4.maskSize=27")
     assert "pools.a.ipv4.cidrs: 10.60.0.0/15 holds 10.61.2.3, the address of Node n1, so a pod could be" in said(*pool)
     assert said(pool[0], pool[1].replace("/15", "/16"), pool[2]) == ""
+    wide = ("ipam.mode=cluster-pool", f"{ranges}={{10.60.0.0/15}}")
+    assert f"{ranges}: 10.60.0.0/15 holds 10.61.2.3, the address of Node n1, so a pod could be given it." in said(*wide)
     # What may be meant, and yet have no effect, is told at the end.
     odd = ("routingMode=native", "tunnelPort=7777", "ipam.mode=multi-pool", "nodeSelector.pool=none")
     dry = ("install", "netloom", CHART, f"--namespace={NAMESPACE}", "--dry-run=server", "--set=guard.enabled=false")

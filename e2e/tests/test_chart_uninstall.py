@@ -24,7 +24,7 @@ from netloom.uninstall.steps import OWN_NAMESPACE, UninstallOptions, uninstall
 from netloom.webhook.names import CA_SECRET, NAME, NAMESPACE, OPERATOR_USER
 from netloom_e2e import crds
 from netloom_e2e.api_objects import COMES_AND_GOES, objects
-from netloom_e2e.chart import CHART, Manifest, rendered
+from netloom_e2e.chart import CHART, SOME_IMAGE, Manifest, rendered
 from netloom_e2e.chart_machines import CONTROLLERS, NETLOOM, Machines
 from netloom_e2e.chart_sources import EXAMPLES
 from netloom_e2e.client import ApiFailure
@@ -89,7 +89,13 @@ def helm(plane: ControlPlane, verb: str, *arguments: str | Path) -> tuple[int, s
 
 
 def install(plane: ControlPlane, *values: str) -> None:
-    status, said = helm(plane, "install", CHART, *(f"--set-json={each}" for each in (NOBODY, *values)))
+    status, said = helm(
+        plane,
+        "install",
+        CHART,
+        f"--set=image.repository={SOME_IMAGE}",
+        *(f"--set-json={each}" for each in (NOBODY, *values)),
+    )
     assert status == 0, said
 
 

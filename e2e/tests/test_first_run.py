@@ -5,6 +5,7 @@ The demo's own are in test_demo.py: there is one demo at a time on a machine.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -84,7 +85,10 @@ def test_what_is_missing_is_told(
 class Setup:
     """`e2e/setup` in a tree of its own, on a machine that has only these programs."""
 
-    PROGRAMS = ("bash", "cat", "dirname", "env", "ip", "mktemp", "nsenter", "rm", "sha256sum", "tail", "chmod", "grep")
+    PROGRAMS = (
+        *("bash", "cat", "chmod", "dirname", "env", "flock", "grep", "ip"),
+        *("mktemp", "nsenter", "rm", "sha256sum", "tail"),
+    )
 
     def __init__(self, folder: Path) -> None:
         (folder / "e2e").mkdir()
@@ -142,6 +146,19 @@ def test_packages_are_not_installed_in_the_network_namespace_of_a_lab(setup: Set
 def test_a_python_that_is_too_old(setup: Setup) -> None:
     setup.add("python3", 'case "$2" in *version_info*) exit 1;; esac; echo Python 3.9.2')
     assert "Python 3.11 or newer is needed as python3 in PATH, Python 3.9.2 was found" in setup.refusal()
+
+
+def test_a_setup_waits_for_another_of_its_checkout(setup: Setup) -> None:
+    """Else the second removes the environment that the first one is filling."""
+    environ = environment() | {"PATH": str(setup.programs)}
+    setup.add("python3", 'case "$2" in *version_info*) exit 1;; esac; echo Python 3.9.2')
+    with (setup.tree / "e2e/setup").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        second = subprocess.Popen([setup.tree / "e2e/setup"], stdout=subprocess.PIPE, text=True, env=environ)
+        assert second.stdout
+        assert second.stdout.readline() == "setup: waiting for another setup of this checkout\n"
+    assert second.communicate(timeout=120)[0] == ""
+    assert second.returncode == 1  # it went on, to what this machine lacks
 
 
 def test_an_environment_that_cannot_be_made(setup: Setup) -> None:

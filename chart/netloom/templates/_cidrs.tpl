@@ -128,13 +128,15 @@ prefix alone, and its length. */}}
 {{- end }}
 {{- end }}
 
-{{/* A list of name, text and family, as above: no address of a node may be in a pool, as the guard has it, which is not
-asked about what its own release creates. Beside the check above, as that compares each with each, and nodes may be thousands.
-(Of clusterPool the guard only warns.) */}}
+{{/* A list of name, text and family, as above: no address of a node may be in them. Of pools the guard has it so, which
+is not asked about what its own release creates. Of clusterPool it only warns, as what nodes hold of it already cannot be taken
+away; so here before the first node holds any. Beside the check above, as that compares each with each, and nodes may be
+thousands. */}}
 {{- define "netloom.validate.nodesOutside" -}}
+{{- $inForce := dig "status" "ipam" "mode" "" (lookup "netloom.dev/v1alpha1" "NetloomNetwork" "" "default") }}
 {{- $ranges := list }}
 {{- range . }}
-{{- if hasPrefix "pools." .name }}{{ $ranges = append $ranges (merge (dict "of" .) (include "netloom.cidr" . | fromJson)) }}{{ end }}
+{{- if or (hasPrefix "pools." .name) (not $inForce) }}{{ $ranges = append $ranges (merge (dict "of" .) (include "netloom.cidr" . | fromJson)) }}{{ end }}
 {{- end }}
 {{- range $node := ternary (lookup "v1" "Node" "" "").items list (not (empty $ranges)) }}
 {{- range dig "status" "addresses" list $node }}

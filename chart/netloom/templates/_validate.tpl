@@ -30,7 +30,7 @@ is refused here as well, where it would leave a release half installed: the netw
 {{/* How single values are written, where a pattern of the schema would say it in no words. */}}
 {{- define "netloom.validate.forms" -}}
 {{- if not .image.repository }}
-{{- fail "image.repository is empty. Set it to where the image is, without its tag, such as registry.example.com/netloom." }}
+{{- fail "image.repository is not set, and no registry is known to have the image. Build it (make image), put it where your nodes pull from, and set image.repository to that place without the tag, such as registry.example.com/netloom." }}
 {{- end }}
 {{- if not (regexMatch "^([A-Za-z0-9.-]+(:[0-9]+)?/)?[a-z0-9._-]+(/[a-z0-9._-]+)*$" .image.repository) }}
 {{- fail (printf "image.repository: %q is no place of an image. Write it without https:// and without its tag, which is image.tag, such as registry.example.com/netloom." .image.repository) }}
