@@ -22,7 +22,7 @@ from netloom_reconcilers.node.endpoints.install import (
     conflist_of,
     installed,
 )
-from netloom_reconcilers.node.endpoints.options import Places
+from netloom_reconcilers.node.endpoints.options import Places, on_host
 
 
 class Host:
@@ -110,6 +110,19 @@ def test_nothing_is_written_again_by_the_next_life(host: Host) -> None:
     host.start().look()
     assert host.installer.installed, "a restart takes nothing away"
     assert [each.stat().st_mtime_ns for each in (host.binary, host.conflist)] == before
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        ("/host/etc/cni/net.d/00-a.conf", "/etc/cni/net.d/00-a.conf"),
+        ("/host", "/"),
+        ("/hosts/a", "/hosts/a"),
+        ("/etc/cni/net.d", "/etc/cni/net.d"),
+    ],
+)
+def test_files_are_told_of_by_the_names_that_the_host_has_for_them(seen: str, said: str) -> None:
+    assert on_host(Path(seen)) == Path(said)
 
 
 def test_no_configuration_before_pods_can_be_added(host: Host) -> None:

@@ -31,7 +31,7 @@ from netloom_reconcilers.node.endpoints.install import Installer, binary_of, con
 from netloom_reconcilers.node.endpoints.metrics import metrics_of
 from netloom_reconcilers.node.endpoints.mtu import PodMtu
 from netloom_reconcilers.node.endpoints.networks import FILE, Networks
-from netloom_reconcilers.node.endpoints.options import CniOptions
+from netloom_reconcilers.node.endpoints.options import CniOptions, on_host
 from netloom_reconcilers.node.endpoints.removal import Removal
 from netloom_reconcilers.node.endpoints.server import CniServer
 from netloom_reconcilers.node.endpoints.strangers import Strangers
@@ -275,7 +275,7 @@ class EndpointsFeature(NodeFeature):
         if self.context.events is not None:
             name = self.context.node_name
             node = ObjectReference(api_version="v1", kind="Node", name=name, uid=name)  # as the kubelet does
-            text = f"{path} was {what}; the agent has put it back. Change it by the agent's options."
+            text = f"{on_host(path)} was {what}; the agent has put it back. Change it by the agent's options."
             self.context.events.event(node, "Warning", "CNIFileRepaired", text)
 
     def _cut_off(self, pod: Pod, endpoint: Endpoint) -> None:

@@ -24,7 +24,7 @@ from asyncinotify import Inotify, Mask
 
 from netloom_reconcilers.node.endpoints.appended import Entry, appended, is_alike
 from netloom_reconcilers.node.endpoints.networks import NETWORK
-from netloom_reconcilers.node.endpoints.options import Places
+from netloom_reconcilers.node.endpoints.options import Places, on_host
 from netloom_reconcilers.node.endpoints.precedence import first, types_of
 
 log = structlog.get_logger(__name__)
@@ -185,8 +185,8 @@ class Installer:
         missing = self._missing(found.waits)
         if missing:
             found.warnings.append(
-                f"{places.bin_dir} has no {', '.join(missing)}, so pods go without (portmap does hostPort). Install "
-                "the CNI plugins, or leave them out of --cni-chain."
+                f"{on_host(places.bin_dir)} has no {', '.join(missing)}, so pods go without (portmap does hostPort). "
+                "Install the CNI plugins, or leave them out of --cni-chain."
             )
         chain = [name for name in places.chain if name not in missing]
         content = conflist(chain, places.version, self._of_others(found))
@@ -251,7 +251,9 @@ class Installer:
                 wait = self._must_wait(path)
                 if wait:
                     found.waits.append(wait)
-                    found.problems.append(f"{path}: somebody else keeps changing it; it is put back ever later.")
+                    found.problems.append(
+                        f"{on_host(path)}: somebody else keeps changing it; it is put back ever later."
+                    )
                     return False
             if what == _MODE:
                 path.chmod(wanted.mode)  # its content may be as others wrote it, who would take another for a change
@@ -260,7 +262,7 @@ class Installer:
             self._seen[path] = _signature(path)
         except OSError as error:
             found.problems.append(
-                f"{path}: {_why(error)}, so pods are not wired by Netloom. See --cni-bin-dir, --cni-conf-dir."
+                f"{on_host(path)}: {_why(error)}, so pods are not wired by Netloom. See --cni-bin-dir, --cni-conf-dir."
             )
             return False
         if before == wanted:
@@ -304,7 +306,7 @@ class Installer:
         rival = first(self.places.conf_dir, conflist_of(self.places), PLUGIN)
         if rival is None:
             return
-        before = f"{rival.path} comes before {CONFLIST}: the container runtime takes that one, and "
+        before = f"{on_host(rival.path)} comes before {CONFLIST}: the container runtime takes that one, and "
         if rival.calls_others:
             found.warnings.append(f"{before}pods are wired by Netloom only if it calls it, as Multus does.")
             return

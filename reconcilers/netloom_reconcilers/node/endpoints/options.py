@@ -12,6 +12,8 @@ PLUGIN_FILE = Path("/usr/libexec/netloom/netloom-cni")
 CHAIN = ("portmap",)
 VERSION = "1.0.0"
 """Of the configuration that is installed: one that all runtimes and plugins in use speak."""
+MOUNTED = Path("/host")
+"""Below it the chart, and `netloom uninstall`, mount the host's own folders into a container."""
 
 
 class Places(NamedTuple):
@@ -23,6 +25,11 @@ class Places(NamedTuple):
     conf_dir: Path = CONF_DIR
     chain: tuple[str, ...] = CHAIN
     version: str = VERSION
+
+
+def on_host(path: Path) -> Path:
+    """How it is called on the host: whoever reads of a file looks for it there."""
+    return Path("/") / path.relative_to(MOUNTED) if path.is_relative_to(MOUNTED) else path
 
 
 class CniOptions(NamedTuple):
