@@ -65,7 +65,9 @@ def up(
     folder = processes.folder_of(name)
     if folder.exists():
         if _answer(folder) != "ok":
-            _fail(f"control plane {name!r} is there but does not answer; `netloom-e2e down --name {name}` removes it")
+            _fail(
+                f"control plane {name!r} is there but does not answer; `e2e/netloom-e2e down --name {name}` removes it"
+            )
         _say(f"control plane {name!r} is up already")
     else:
         try:
@@ -77,7 +79,7 @@ def up(
         _say(f"control plane {name!r} was ready after {plane.start_seconds:.1f} s: {plane.url}")
     print(f"export KUBECONFIG={_admin_kubeconfig(folder)}")
     print(f"export PATH={binaries.find('kubectl').parent}:$PATH")
-    _say(f"take it down with: netloom-e2e down --name {name}")
+    _say(f"take it down with: e2e/netloom-e2e down --name {name}")
 
 
 @app.command()
@@ -127,7 +129,7 @@ def cluster(
     """Start a cluster of kubelets that stays, and print how to use it. Takes root."""
     processes.sweep()
     if processes.folder_of(name).exists():
-        _fail(f"there is a cluster {name!r}; `netloom-e2e down --name {name}` removes it")
+        _fail(f"there is a cluster {name!r}; `e2e/netloom-e2e down --name {name}` removes it")
     try:
         kubelets.prepare()
         made = _CLUSTERS[wired_by](name[:8], nodes=nodes, name=name)
@@ -144,7 +146,7 @@ def cluster(
         _say(f"its nodes have the image {page.IMAGE} and no pod network: docs/install.md goes on from there, at step 3")
     for node in made.nodes.values():
         _say(f"a shell on {node.name}: {' '.join(node.enter)} bash")
-    _say(f"take it down with: netloom-e2e down --name {name}")
+    _say(f"take it down with: e2e/netloom-e2e down --name {name}")
 
 
 class What(StrEnum):

@@ -215,7 +215,7 @@ def test_the_shell_gets_a_kubectl_that_works() -> None:
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
     assert "namespace/of-the-shell\n" in done.stdout, done.stderr
     assert "'nltest' is up already" in done.stderr
-    assert "'nltest' is there but does not answer; `netloom-e2e down --name nltest` removes it" in done.stderr
+    assert "'nltest' is there but does not answer; `e2e/netloom-e2e down --name nltest` removes it" in done.stderr
     assert done.stderr.endswith("control plane 'nltest' is gone\n")
     assert done.returncode == 1
     assert not processes.folder_of("nltest").exists()

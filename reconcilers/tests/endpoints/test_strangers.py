@@ -33,7 +33,7 @@ class World:
         self.changes = 0
         self.asked: list[str] = []
         api: Any = self
-        self.strangers = Strangers(api, "n1", lambda: self.wired, Path("/etc/cni/net.d"), self._changed)
+        self.strangers = Strangers(api, "n1", lambda: self.wired, Path("/host/etc/cni/net.d"), self._changed)
 
     def _changed(self) -> None:
         self.changes += 1

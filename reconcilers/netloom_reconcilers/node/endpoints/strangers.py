@@ -17,6 +17,7 @@ from netloom.cidr import Address
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError
 from netloom_reconcilers.node.addresses.running import addresses_of
+from netloom_reconcilers.node.endpoints.options import on_host
 
 log = structlog.get_logger(__name__)
 
@@ -82,8 +83,8 @@ class Strangers:
         return (
             f"Another CNI wired pods of node {self._node}: {', '.join(self.found[:_NAMED])}{more}. If they are from "
             "before Netloom came, delete them: their successors are wired by Netloom. If pods that come are so, too, "
-            f"the container runtime does not go by {self._conf_dir} alone: remove the other CNI, and set cni.confPath "
-            "and cni.binPath of the chart to the directories that the runtime reads."
+            f"the container runtime does not go by {on_host(self._conf_dir)} alone: remove the other CNI, and set "
+            "cni.confPath and cni.binPath of the chart to the directories that the runtime reads."
         )
 
 
