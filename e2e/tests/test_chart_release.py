@@ -354,6 +354,28 @@ def test_the_api_server_accepts_every_combination(served: ControlPlane, values: 
     assert "arning" not in said.stderr
 
 
+def refusal(plane: ControlPlane, *values: str) -> str:
+    """What Helm says to an install that it would not begin; "" where it would."""
+    # A guard that was here before leaves a policy (docs/guard.md), which is none of this release's.
+    given = (f"image.repository={SOME_IMAGE}", "guard.enabled=false", *values)
+    what = ("install", "netloom", CHART, f"--namespace={NAMESPACE}", "--dry-run=server")
+    done = plane.helm(*what, *(f"--set={each}" for each in given), check=False)
+    return done.stderr if done.returncode else ""
+
+
+def test_one_that_was_applied_without_helm_is_told_of(served: ControlPlane) -> None:
+    dry = ("template", "netloom", str(CHART), "--namespace=elsewhere", f"--set=image.repository={SOME_IMAGE}")
+    only = ("--show-only=templates/agent.yaml", "--show-only=templates/rights.yaml")
+    served.kubectl("create", "namespace", "elsewhere")
+    text = served.helm(*dry, *only).stdout
+    served.kubectl("apply", "--server-side", "--filename=-", input=text)
+    said = refusal(served)
+    assert "netloom-agent is there already, in namespace elsewhere and of no release, and a cluster has one." in said
+    assert "helm install --namespace=elsewhere --take-ownership --force-conflicts" in said
+    served.kubectl("delete", "--filename=-", input=text)
+    assert refusal(served) == ""
+
+
 def test_pods_and_services_have_addresses_of_their_own(served: ControlPlane) -> None:
     """Which only the cluster knows."""
     served.client.request("POST", "/api/v1/nodes", {"metadata": {"name": "n1"}})
@@ -361,14 +383,7 @@ def test_pods_and_services_have_addresses_of_their_own(served: ControlPlane) -> 
     served.client.request("PATCH", "/api/v1/nodes/n1/status", {"status": {"addresses": addresses}})
 
     def said(*values: str) -> str:
-        # A guard that was here before leaves a policy (docs/guard.md), which is none of this release's.
-        what = ("install", "netloom", CHART, f"--namespace={NAMESPACE}", "--dry-run=server")
-        done = served.helm(
-            *what,
-            *(f"--set={each}" for each in (f"image.repository={SOME_IMAGE}", "guard.enabled=false", *values)),
-            check=False,
-        )
-        return done.stderr if done.returncode else ""
+        return refusal(served, *values)
 
     ranges = "ipam.operator.clusterPoolIPv4PodCIDRList"
     cluster_pool = ("ipam.mode=cluster-pool", f"{ranges}={{10.60.0.0/16,10.100.0.0/16}}")

@@ -69,8 +69,13 @@ def _leads_nowhere(page: Path, target: str) -> bool:
     return bool(anchor) and (at.suffix != ".md" or anchor not in _anchors(at))
 
 
-def _typed() -> Iterator[Command]:
+@cache
+def _typed() -> tuple[Command, ...]:
     """All lines of blocks for a shell, and what stands in backquotes."""
+    return tuple(command for command in _all_typed() if command.words)
+
+
+def _all_typed() -> Iterator[Command]:
     for page in _pages():
         text = page.read_text()
         for language, block in _FENCE.findall(text):

@@ -59,6 +59,15 @@ that was asked for would be done by then. */}}
 {{- if and $release (ne (printf "%s/%s" $namespace $release) (printf "%s/%s" $.Release.Namespace $.Release.Name)) }}
 {{- fail (printf "%s is there already, of release %s in namespace %s, and a cluster has one. Nothing was installed. Upgrade that release, or uninstall it first." $name $release $namespace) }}
 {{- end }}
+{{- if not $release }}
+{{- range $kind := list "DaemonSet" "Deployment" }}
+{{- range (lookup "apps/v1" $kind "" "").items }}
+{{- if and (eq .metadata.name $name) (ne .metadata.namespace $.Release.Namespace) }}
+{{- fail (printf "%s is there already, in namespace %s and of no release, and a cluster has one. Nothing was installed but CustomResourceDefinitions. To have Helm take it over as it runs: helm install --namespace=%s --take-ownership --force-conflicts. Or remove it first: netloom uninstall --namespace=%s." $name .metadata.namespace .metadata.namespace .metadata.namespace) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
