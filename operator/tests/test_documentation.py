@@ -133,9 +133,14 @@ def test_commands_and_options_of_netloom_are_there() -> None:
     assert not wrong
 
 
+@cache
+def _command_line() -> Any:
+    return typer.main.get_command(app)
+
+
 def _not_understood(words: tuple[str, ...]) -> str:
     """What of them the command line does not have."""
-    command: Any = typer.main.get_command(app)
+    command: Any = _command_line()
     for word in words:
         if word.startswith("-"):
             name = word.partition("=")[0]
