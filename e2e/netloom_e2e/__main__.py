@@ -144,6 +144,7 @@ def cluster(
     if wired_by is Wired.NOBODY:
         print(f"export PATH={binaries.helm().parent}:$PATH")
         _say(f"its nodes have the image {page.IMAGE} and no pod network: docs/install.md goes on from there, at step 3")
+        _say(f"nothing is pulled from elsewhere: pods of your own can run {made.image('agnhost')}")
     for node in made.nodes.values():
         _say(f"a shell on {node.name}: {' '.join(node.enter)} bash")
     _say(f"take it down with: e2e/netloom-e2e down --name {name}")
