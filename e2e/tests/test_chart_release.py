@@ -354,12 +354,17 @@ def test_the_api_server_accepts_every_combination(served: ControlPlane, values: 
     assert "arning" not in said.stderr
 
 
-def refusal(plane: ControlPlane, *values: str) -> str:
-    """What Helm says to an install that it would not begin; "" where it would."""
+def tried(plane: ControlPlane, *values: str) -> subprocess.CompletedProcess[str]:
+    """An install that is not done."""
     # A guard that was here before leaves a policy (docs/guard.md), which is none of this release's.
     given = (f"image.repository={SOME_IMAGE}", "guard.enabled=false", *values)
     what = ("install", "netloom", CHART, f"--namespace={NAMESPACE}", "--dry-run=server")
-    done = plane.helm(*what, *(f"--set={each}" for each in given), check=False)
+    return plane.helm(*what, *(f"--set={each}" for each in given), check=False)
+
+
+def refusal(plane: ControlPlane, *values: str) -> str:
+    """What Helm says to an install that it would not begin; "" where it would."""
+    done = tried(plane, *values)
     return done.stderr if done.returncode else ""
 
 
@@ -393,10 +398,12 @@ def test_pods_and_services_have_addresses_of_their_own(served: ControlPlane) -> 
     assert said(pool[0], pool[1].replace("/15", "/16"), pool[2]) == ""
     wide = ("ipam.mode=cluster-pool", f"{ranges}={{10.60.0.0/15}}")
     assert f"{ranges}: 10.60.0.0/15 holds 10.61.2.3, the address of Node n1, so a pod could be given it." in said(*wide)
+    notes = tried(served).stdout
+    assert "No Node has a spec.podCIDR, for which all wait in ipam.mode=kubernetes" in notes
+    assert "each of 2 operators wants a node of its own, and there is 1. Set operator.replicas=1." in notes
     # What may be meant, and yet have no effect, is told at the end.
     odd = ("routingMode=native", "tunnelPort=7777", "ipam.mode=multi-pool", "nodeSelector.pool=none")
-    dry = ("install", "netloom", CHART, f"--namespace={NAMESPACE}", "--dry-run=server", "--set=guard.enabled=false")
-    notes = served.helm(*dry, *(f"--set={each}" for each in odd)).stdout.partition("NOTES:")[2]
+    notes = tried(served, *odd).stdout.partition("NOTES:")[2]
     assert "routingMode=native: tunnelProtocol, tunnelPort and tunnelSenders have no effect" in notes
     assert "ipam.mode=multi-pool: pods that name no pool draw on default, which is not there yet. Add pools" in notes
     assert "nodeSelector: no Node has these labels now, so no pod of that kind runs until one does." in notes
