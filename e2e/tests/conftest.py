@@ -56,6 +56,19 @@ LONGEST = (
     "test_chart_uninstall.py",
     "test_kubelet_uninstall.py",
     "test_bench_webhook.py",
+    "test_chart_release.py",  # a release from installation to uninstallation, by Helm
+    "test_kubelet_pools.py",  # a cluster each, as the next three
+    "test_bench_cni.py",
+    "test_cluster_demo.py",
+    "test_cluster_command.py",
+    "test_guard_certificates.py",  # half a minute or more, as the rest
+    "test_bench.py",
+    "test_restores.py",
+    "test_check.py",
+    "test_node_changes.py",
+    "test_mtu.py",
+    "test_bench_mesh.py",
+    "test_node_addresses.py",
 )
 """Files whose few tests take long, longest first; `make test` names the longest tests at its end."""
 
