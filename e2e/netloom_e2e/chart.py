@@ -46,8 +46,8 @@ def helm(*arguments: str | Path) -> str:
 def template(
     *values: Path | Mapping[str, Any], namespace: str = "netloom-system", options: tuple[str, ...] = ()
 ) -> str:
-    """The text of all manifests, as where Helm sees a cluster. values: files, or what would be in one, but for the image.
-    Raises ChartError."""
+    """The text of all manifests, as where Helm sees a cluster. values: files, or what would be in one, but for the
+    image. Raises ChartError."""
     arguments: list[str | Path] = ["template", "netloom", CHART, f"--namespace={namespace}", *options]
     arguments += [f"--api-versions={MONITORING}", "--set=cleanup.withoutCluster=true"]
     if not any(isinstance(each, Path) for each in values):
