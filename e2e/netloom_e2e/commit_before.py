@@ -2,11 +2,16 @@
 
 An upgrade from a copy of this tree's own chart would show nothing of what its templates and the programs in its pods
 were until then: a selector that cannot be changed, an option that is gone, words between old agents and new ones.
+
+A checkout without its history (a shallow clone, an archive) has no such commit. Upgrades are tested from this tree's
+chart and another image of it then, and it is said.
 """
 
 from __future__ import annotations
 
 import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 from netloom_e2e import netloom_image
@@ -27,9 +32,22 @@ _PARTS = (
 _KEPT_SECONDS = 24 * 3600.0
 
 
-def tree() -> Path:
-    """The last commit whose chart or image were others than those of this tree. Raises BinariesError."""
+def chart() -> Path:
+    """Its chart. Raises BinariesError."""
+    return (_tree() or _ROOT) / "chart" / "netloom"
+
+
+def image() -> Image:
+    """Its image, built where it is not in the cache. Raises BinariesError."""
+    tree = _tree()
+    return netloom_image.netloom(tree) if tree is not None else netloom_image.another()
+
+
+def _tree() -> Path | None:
+    """The last commit whose chart or image were others than those of this tree; None: there is no history."""
     commit = _commit()
+    if commit is None:
+        return None
 
     def make(folder: Path, log: Path) -> None:
         archive = folder / "tree.tar"
@@ -41,28 +59,20 @@ def tree() -> Path:
     return made(f"before-{commit[:16]}", make, kept=_KEPT_SECONDS)
 
 
-def chart() -> Path:
-    """Its chart. Raises BinariesError."""
-    return tree() / "chart" / "netloom"
-
-
-def image() -> Image:
-    """Its image, built where it is not in the cache. Raises BinariesError."""
-    return netloom_image.netloom(tree())
-
-
-def _commit() -> str:
-    if _git("status", "--porcelain", "--", *_PARTS):
-        return _git("rev-parse", "HEAD")
-    return _git("rev-parse", f"{_git('rev-list', '--max-count=1', 'HEAD', '--', *_PARTS)}^")
+@cache
+def _commit() -> str | None:
+    try:
+        if _git("status", "--porcelain", "--", *_PARTS):
+            return _git("rev-parse", "HEAD")
+        return _git("rev-parse", "--verify", f"{_git('rev-list', '--max-count=1', 'HEAD', '--', *_PARTS)}^")
+    except BinariesError as error:
+        print(f"upgrades are tested from this tree's own chart: {error}", file=sys.stderr)
+        return None
 
 
 def _git(*words: str) -> str:
     command = ["git", "-c", f"safe.directory={_ROOT}", "-C", str(_ROOT), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode:
-        raise BinariesError(
-            f"what a release was made of before cannot be had from git: {done.stderr.strip()}. Upgrades are tested "
-            "from it: clone the repository with its history (of a shallow clone: git fetch --unshallow)"
-        )
+        raise BinariesError(f"{done.stderr.strip()} (of a shallow clone: git fetch --unshallow)")
     return done.stdout.strip()

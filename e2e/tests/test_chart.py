@@ -404,8 +404,9 @@ def test_null_leaves_out_lists_and_maps_and_nothing_else(tmp_path: Path) -> None
     known = yaml.safe_load((CHART / "files" / "known.yaml").read_text())
     maps = [name for name, default in defaults().items() if isinstance(default, list | dict)]
     assert not {*maps}.intersection(known["required"])
-    alone = {"agent": {"enabled": False}}
-    base: Values = {"dashboards": {"enabled": True}}
+    image = {"image": {"repository": SOME_IMAGE}}
+    alone: Values = {"agent": {"enabled": False}, **image}
+    base: Values = {"dashboards": {"enabled": True}, **image}
     variants = {name: and_(base, name, None) for name in maps} | {"alone": alone, "": base}
     variants |= {f"alone {name}": and_(alone, name, None) for name in maps if name.startswith("guard.")}
     found = texts(variants, tmp_path)
@@ -420,7 +421,7 @@ def test_values_of_cilium_are_not_ours() -> None:
 
 def test_no_job_uninstalls_where_hooks_are_applied_like_the_rest() -> None:
     """As by `helm template | kubectl apply`."""
-    text = helm("template", "netloom", CHART, "--namespace=netloom-system")
+    text = helm("template", "netloom", CHART, "--namespace=netloom-system", f"--set=image.repository={SOME_IMAGE}")
     assert "kind: DaemonSet" in text
     assert "netloom-uninstall" not in text
 

@@ -15,7 +15,7 @@ import pytest
 
 from netloom_e2e import binaries, commit_before, kubelets
 from netloom_e2e.api_objects import versions
-from netloom_e2e.chart import CHART, older
+from netloom_e2e.chart import CHART, SOME_IMAGE, older
 from netloom_e2e.cluster import HelmError
 from netloom_e2e.everyone import Everyone
 from netloom_e2e.fixtures import built
@@ -206,8 +206,9 @@ def test_another_ipam_mode_and_a_second_release_are_refused_and_nothing_at_all_c
     for said, mode in ((refusal.value.stderr, "cluster-pool"), (by_the_guard, "multi-pool")):
         assert "the IPAM mode of a live cluster cannot change: 3 nodes hold addresses (n1, n2, n3) of mode " in said
         assert f"kubernetes, and in mode {mode} their pods would lose the network." in said
+    some_image = f"--set=image.repository={SOME_IMAGE}"
     for name, namespace in (("netloom", "default"), ("second", NAMESPACE), ("second", "default")):
-        done = bed.plane.helm("install", name, CHART, f"--namespace={namespace}", check=False)
+        done = bed.plane.helm("install", name, CHART, f"--namespace={namespace}", some_image, check=False)
         assert f"is there already, of release netloom in namespace {NAMESPACE}, and a cluster has one." in done.stderr
     assert state(bed) == before
     assert told(bed, release, "history") == history

@@ -109,7 +109,8 @@ def _two_cnis_never_meet(release: Release) -> None:
         plane.kubectl("create", "--namespace=kube-system", "--filename=-", input=json.dumps(made))
         return name
 
-    done = release.helm("install", CHART, "--skip-crds", "--set=agent.enabled=false,guard.for=netloom")
+    alone = f"--set=agent.enabled=false,guard.for=netloom,image.repository={SOME_IMAGE}"
+    done = release.helm("install", CHART, "--skip-crds", alone)
     assert done.returncode == 0, done.stderr
     assert "does not have the CustomResourceDefinitions of Netloom's network" in release.put("upgrade")
     crds.install(plane)
@@ -152,13 +153,10 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     plane.kubectl("delete", "--filename", crds.FOLDER)
 
     # Installed in one go, although the guard does not run yet that is asked about networks.
-    old = older(commit_before.chart(), tmp_path)
+    old, this = older(commit_before.chart(), tmp_path / "before"), older(CHART, tmp_path / "this")
     assert release.put("install", chart=old) == ""
     assert {f"DaemonSet/{NAMESPACE}/netloom-agent", f"Deployment/{NAMESPACE}/netloom-operator"} < objects(plane)
     assert "forwarding" not in release.network()
-    notes = plane.helm("get", "notes", "netloom", f"--namespace={NAMESPACE}").stdout
-    words = "(netloom:0.1.0) is to wire the pods of this cluster: IPAM mode kubernetes, routing mode tunnel (vxlan)."
-    assert words in notes
     # Who runs with these definitions is told what they do not know; so is who asks for the status.
     told = [NETLOOM, "status", f"--kubeconfig={plane.kubeconfig()}", "--output=json"]
     wait_for(
@@ -168,19 +166,19 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
 
     # A second one, by that name or another one, there or elsewhere: a sentence, and nothing broken.
     installed = objects(plane)
-    assert "use a name that is still in use" in release.put("install", chart=old)
+    assert "use a name that is still in use" in release.put("install", chart=this)
     there = f"netloom-agent is there already, of release netloom in namespace {NAMESPACE}, and a cluster has one."
-    assert there in release.put("install", chart=old, name="second")
+    assert there in release.put("install", chart=this, name="second")
     for name in ("netloom", "second"):
-        assert there in release.put("install", chart=old, name=name, namespace="cilium")
-    assert there.replace("agent", "guard") in release.put("install", "agent.enabled=false", chart=old, name="second")
+        assert there in release.put("install", chart=this, name=name, namespace="cilium")
+    assert there.replace("agent", "guard") in release.put("install", "agent.enabled=false", chart=this, name="second")
     assert {each for each in objects(plane) ^ installed if "sh.helm.release" not in each} == set()
 
     # Nor is anything done while what uninstalls it is at work.
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "netloom-uninstall"}}
     job["spec"] = {"template": {"spec": POD | {"restartPolicy": "Never"}}}
     plane.kubectl("create", f"--namespace={NAMESPACE}", "--filename=-", input=json.dumps(job))
-    assert "Job netloom-uninstall in netloom-system is at work, or about to begin" in release.put("upgrade", chart=old)
+    assert "Job netloom-uninstall in netloom-system is at work, or about to begin" in release.put("upgrade", chart=this)
     plane.kubectl("delete", f"--namespace={NAMESPACE}", "job", "netloom-uninstall")
 
     # Upgraded, with what only the new definitions know.
@@ -197,6 +195,9 @@ def test_a_release_from_install_to_uninstall(plane: ControlPlane, tmp_path: Path
     with hooks.served():
         done = release.helm("upgrade", CHART, "--reset-then-reuse-values")
     assert (done.returncode, done.stderr) == (0, "")
+    notes = plane.helm("get", "notes", "netloom", f"--namespace={NAMESPACE}").stdout
+    words = "(netloom:0.1.0) is to wire the pods of this cluster: IPAM mode kubernetes, routing mode tunnel (vxlan)."
+    assert words in notes
     printed = hooks.ran["netloom-crds"]
     assert "CustomResourceDefinition netloomnetworks.netloom.dev: changed" in printed
     assert "CustomResourceDefinition netloomprefilters.netloom.dev: created" in printed

@@ -124,12 +124,10 @@ installed, and have none. And what is in other namespaces needs these. */}}
 {{- fail (printf "%s: there is no namespace %s. Nothing was changed. Make it first, or correct the name." $value $name) }}
 {{- end }}
 {{- end }}
-{{- if or .Values.agent.enabled (not .Values.guard.url) }}
 {{- with lookup "v1" "Namespace" "" .Release.Namespace }}
 {{- $level := dig "labels" "pod-security.kubernetes.io/enforce" "" .metadata }}
 {{- if has $level (list "baseline" "restricted") }}
 {{- fail (printf "Namespace %s enforces Pod Security %s, which lets no pod into the network of its machine, where all pods of this chart are. Nothing was changed. Allow it (kubectl label namespace %s pod-security.kubernetes.io/enforce=privileged --overwrite), or use another namespace." $.Release.Namespace $level $.Release.Namespace) }}
-{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
