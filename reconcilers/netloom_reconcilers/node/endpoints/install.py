@@ -205,9 +205,9 @@ class Installer:
         lacking = [name for name in _types(self._appended) if not (places.bin_dir / name).exists()]
         if lacking:
             found.warnings.append(
-                f"{conflist_of(places)}: somebody put {', '.join(lacking)} behind Netloom's plugins, and "
-                f"{places.bin_dir} has no such plugin: unless the container runtime has it elsewhere, no pod comes or "
-                "goes. Install it there again, or take it out of that file."
+                f"{on_host(conflist_of(places))}: somebody put {', '.join(lacking)} behind Netloom's plugins, and "
+                f"{on_host(places.bin_dir)} has no such plugin: unless the container runtime has it elsewhere, no pod "
+                "comes or goes. Install it there again, or take it out of that file."
             )
         return self._appended
 
