@@ -340,7 +340,8 @@ def test_the_taint_goes_once_the_node_can_route(node: Node) -> None:
 
         wait_for("the taint to go", lambda: "node.netloom.dev/not-ready" not in left(), deadline=30)
         assert "mine" in left()
-        assert node.agents.condition("n1", "PodsWired")["status"] == "True"
+        # Another write of the agent's, which may come after it.
+        wait_for("PodsWired", lambda: node.agents.condition("n1", "PodsWired").get("status") == "True", deadline=30)
     finally:
         client.request("DELETE", "/api/v1/nodes/n1")
 
