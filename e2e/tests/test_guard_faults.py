@@ -212,7 +212,7 @@ def test_the_cluster_goes_on_while_no_guard_can_be_reached(
         plane.kubectl(*patch, *group)
 
         gone = plane.kubectl(*EMERGENCY).stdout
-        assert gone.count("deleted") == 8, gone
+        assert gone.count("deleted") == 9, gone
         wait_for("the mode can be changed", lambda: not refused(plane, "PATCH", CONFIG_PATH, TO_KUBERNETES))
         plane.client.request("PATCH", CONFIG_PATH, {"data": {"ipam": "cluster-pool"}})
 

@@ -17,7 +17,7 @@ is installed now. */}}
 {{/* Helm brings definitions with a release's first revision, and not with --skip-crds; who asks it for objects of a kind
 that is not there hears its own words. */}}
 {{- define "netloom.validate.definitions" -}}
-{{- if and .Release.IsUpgrade .Values.agent.enabled (lookup "v1" "Namespace" "" "default") (not (.Capabilities.APIVersions.Has "netloom.dev/v1alpha1/NetloomNetwork")) }}
+{{- if and .Release.IsUpgrade .Values.agent.enabled (or .Values.network.create .Values.pools) (lookup "v1" "Namespace" "" "default") (not (.Capabilities.APIVersions.Has "netloom.dev/v1alpha1/NetloomNetwork")) }}
 {{- fail "the cluster does not have the CustomResourceDefinitions of Netloom's network, which Helm brings with the first revision of a release alone. Nothing was changed. Apply them first: helm show crds CHART | kubectl apply --server-side -f -" }}
 {{- end }}
 {{- end }}

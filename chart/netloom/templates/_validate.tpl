@@ -13,7 +13,6 @@ is refused here as well, where it would leave a release half installed: the netw
 {{- include "netloom.validate.namespace" $ }}
 {{- include "netloom.validate.otherRelease" $ }}
 {{- include "netloom.validate.definitions" $ }}
-{{- include "netloom.validate.letGo" $ }}
 {{- include "netloom.validate.prefilter" $ }}
 {{- if .agent.enabled }}
 {{- include "netloom.validate.features" $ }}
@@ -23,6 +22,7 @@ is refused here as well, where it would leave a release half installed: the netw
 {{- else if .pools }}
 {{- fail "pools are of Netloom's own network, and agent.enabled is false. Leave pools out, or set agent.enabled=true." }}
 {{- end }}
+{{- include "netloom.validate.letGo" $ }}
 {{- include "netloom.validate.monitoring" $ }}
 {{- end }}
 {{- end }}
