@@ -128,6 +128,7 @@ def _live(release: Release, agents: DaemonSet) -> None:
 
     cluster.remove_nodes(*cluster.nodes())
     wait_for("no node is left", lambda: not cluster.held(), deadline=60)
+    wait_for("no mode is in force", lambda: not cluster.network()["status"].get("ipam", {}).get("mode"), deadline=60)
     release.put("upgrade", "network.create=false")
     wait_for("the network is let go", lambda: not cluster.list(NETWORKS), deadline=60)
     operator.stop()
