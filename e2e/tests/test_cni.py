@@ -349,7 +349,8 @@ def test_the_taint_goes_once_the_node_can_route(node: Node) -> None:
 def test_a_node_that_is_unknown_gives_nothing(node: Node) -> None:
     """A machine that was set up anew, with an old name or another one."""
     node.kill()
-    node.agents.start(node.machine, flags=["--cni-socket", str(node.folder / "cni.sock")], node="n9")
+    flags = ["--cni-socket", str(node.folder / "cni.sock"), "--cni-deletions", str(node.folder / "deletions")]
+    node.agents.start(node.machine, flags=flags, node="n9")
     a = node.runtime.make("a")
     wait_for("it to listen", lambda: node.runtime.call("STATUS").code == 50 and (node.folder / "cni.sock").exists())
     with pytest.raises(CniFailure) as caught:

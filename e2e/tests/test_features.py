@@ -180,12 +180,12 @@ def test_without_addresses_nobody_is_answered_and_what_was_given_is_remembered(a
 
 def test_those_that_keep_nothing_here_are_switched_off_and_the_others_go_on(agents: Agents) -> None:
     n1 = agents.lab.nodes["n1"]
-    socket = Path(agents.run_dir(n1)) / "cni.sock"
+    socket, deletions = (Path(agents.run_dir(n1)) / name for name in ("cni.sock", "deletions"))
     restart(agents, n1)
     agents.in_sync(n1, peers=1)
     before = {name: read(n1) for name, read in KERNEL.items()}
     for off in ("pools", "prefilter", "endpoints"):
-        restart(agents, n1, f"--features=-{off}", f"--cni-socket={socket}")
+        restart(agents, n1, f"--features=-{off}", f"--cni-socket={socket}", f"--cni-deletions={deletions}")
         wait_for("the others in sync", lambda: facts(n1).get("inSync"))
         assert facts(n1)["features"] == [name for name in ALL if name != off]
         assert readiness(n1).endswith("ok\n"), readiness(n1)
