@@ -4,7 +4,7 @@ An upgrade from a copy of this tree's own chart would show nothing of what its t
 were until then: a selector that cannot be changed, an option that is gone, words between old agents and new ones.
 
 A checkout without its history (a shallow clone, an archive) has no such commit. Upgrades are tested from this tree's
-chart and another image of it then, and it is said.
+chart and image then, and it is said.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ def chart() -> Path:
 
 def image() -> Image:
     """Its image, built where it is not in the cache. Raises BinariesError."""
-    tree = _tree()
-    return netloom_image.netloom(tree) if tree is not None else netloom_image.another()
+    return netloom_image.netloom(_tree() or _ROOT)
 
 
 def _tree() -> Path | None:
