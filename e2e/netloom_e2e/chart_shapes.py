@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
+from netloom.runtime.yaml_documents import documents
 from netloom_e2e.crds import FOLDER
 
 Schema = dict[str, Any]
@@ -73,7 +72,8 @@ def definitions() -> dict[str, Schema]:
 
 def _spec(plural: str) -> dict[str, Schema]:
     """The properties of a definition's spec."""
-    (version,) = yaml.safe_load((FOLDER / f"{plural}.yaml").read_text())["spec"]["versions"]
+    [definition] = documents((FOLDER / f"{plural}.yaml").read_text())
+    (version,) = definition["spec"]["versions"]
     spec = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
     return {name: _plain(each) for name, each in spec["properties"].items()}
 
