@@ -18,7 +18,7 @@ T = TypeVar("T")
 GC_THRESHOLDS = (10_000, 20, 20)
 """Net allocations before a collection of the youngest, and how many of those before one of the next older objects."""
 
-MALLOC_OPTIONS = ((-8, 1), (-3, 128 << 10), (-1, 1 << 20))
+MALLOC_OPTIONS = ((-8, 1), (-3, 320 << 10), (-1, 1 << 20))
 """M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD (malloc.h), the latter two in bytes. An agent with 5,000 peers has
 2.5 MiB less: its worker thread has no heap of its own, and what a long answer took goes back to the kernel, where glibc
 by itself keeps more the longer an answer was."""
