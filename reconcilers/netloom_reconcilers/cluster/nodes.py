@@ -1,8 +1,8 @@
 """The nodes reconciler: a NetloomNode for every Node, with its pod CIDRs in the first write.
 
 docs/allocation.md has the protocol and the proof. What this module adds to the ledgers' rules is the look at the world
-that they ask for: before a block is freed, or a NetloomNode deleted, the API server is asked whether the node is really
-gone, since a cache may lag.
+that they ask for: before a NetloomNode is deleted, the API server is asked whether the Node is really gone, since a
+cache may lag.
 
 A Node that is re-created under its name keeps the CIDR, if its NetloomNode is still there or its block was not freed
 yet: its pods may still be running. In mode `kubernetes` the new Node may come with other CIDRs; then the NetloomNode
@@ -12,51 +12,30 @@ A Node that is left out gets nothing, and gives back what it has when none of it
 to which nobody could send is given nothing, either.
 """
 
-import asyncio
-from collections.abc import Collection
-from typing import TypeVar
-
-import structlog
-
 from netloom.api.core import Node
 from netloom.api.holdings import blocks, holds, is_in_use
 from netloom.api.ipam_modes import IpamMode, mode_named
-from netloom.api.meta import Object
 from netloom.api.odd_addresses import in_pod_cidr, is_usable, no_address, odd_addresses
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode, NodeIPAM
-from netloom.cidr import Cidr
+from netloom.api.v1alpha1 import Address, NetloomNode, NodeIPAM
 from netloom.ipam import settings as ipam_settings
 from netloom.ipam import wants as pool_wants
-from netloom.ipam.marks import REQUEST_SECONDS
-from netloom.ipam.plan import Block, BlockRequest, Grant, Release, Want
-from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound
-from netloom.runtime.store import Store, Unsubscribe
+from netloom.ipam.plan import BlockRequest, Grant, Want
+from netloom.runtime.store import Unsubscribe
 from netloom_reconcilers.cluster.allocation import node_objects, waiting
+from netloom_reconcilers.cluster.allocation.block_returns import BlockReturns
 from netloom_reconcilers.cluster.allocation.commit_queue import CommitQueue
 from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
 from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Incarnation, Member, NodesAffected
 from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnownAddresses
 from netloom_reconcilers.cluster.allocation.left_out import LeftOut
-from netloom_reconcilers.cluster.allocation.metrics import WRITES
+from netloom_reconcilers.cluster.allocation.node_writes import NodeWrites
 from netloom_reconcilers.cluster.allocation.outside_addresses import OutsideAddresses
 from netloom_reconcilers.cluster.allocation.refused_writes import RefusedWrites
-from netloom_reconcilers.cluster.allocation.waiting import LAG_SECONDS, RECHECK_SECONDS, Reason, WaitingNodes
-from netloom_reconcilers.conditions import said
+from netloom_reconcilers.cluster.allocation.waiting import LAG_SECONDS, Reason, WaitingNodes
 
-log = structlog.get_logger(__name__)
-
-T = TypeVar("T", bound=Object)
-
-_CREATES = WRITES.labels("NetloomNode", "create")
-CONFLICT_SECONDS = 0.05
-"""When to try again what met somebody else's write; the newer version is known by then."""
-GIVEN_BACK_SECONDS = 2.0
-"""When to look whether what a node gave back was freed: more than freed blocks wait for company."""
 ADDRESS_SECONDS = 30.0
 """How long a Node that reports no address is not complained about."""
-_DEFINITE = frozenset({400, 401, 403, 404, 409, 422, 429})
-"""Statuses that say: the request was not executed, and will not be. After any other failure it may be, later."""
 
 
 class NodesReconciler(Member):
@@ -84,10 +63,8 @@ class NodesReconciler(Member):
         self._unreached: dict[str, float] = {}
         self._waiting = waiting_nodes
         self._refused = refused
-        self._writers = asyncio.Semaphore(writers)
-        self._own: str | None = None
-        self._creating: set[str] = set()
-        """Nodes whose NetloomNode is being made: who does that comes back to it, whatever the watch tells first."""
+        self._writes = NodeWrites(incarnation, commits, configuration, addresses, waiting_nodes, refused, writers)
+        self._returns = BlockReturns(incarnation, commits, self._writes)
 
     def watch(self) -> list[Unsubscribe]:
         """Follows the caches from now on."""
@@ -109,12 +86,13 @@ class NodesReconciler(Member):
             return await (self._allocate(node, None) if obj is None else self._follow(node, obj))
         if obj is None:
             self._forget(name)
-            return await self._release(name, self._allocator.assignments.entered(name), gone=True)
+            return await self._returns.release(name, self._allocator.assignments.entered(name), gone=True)
         if node_objects.owner_of(obj) is None:
             return await self._stray(obj)
-        if await self._live(self._nodes, name) is not None:  # that the Node is gone, the cache alone is not believed
+        # That the Node is gone, the cache alone is not believed.
+        if await self._writes.live(self._nodes, name) is not None:
             return LAG_SECONDS
-        return await self._delete(obj)
+        return await self._writes.delete(obj)
 
     # A Node without a NetloomNode
 
@@ -123,11 +101,11 @@ class NodesReconciler(Member):
             return await self._serve(node, obj)
         request = self._request(node)
         if isinstance(request, Problem):
-            return await self._refuse(obj or node, request)
+            return await self._writes.refuse(obj or node, request)
         if self._mode.from_outside:
             if (unreachable := self._unreachable(node, obj)) is not None:
                 return await self._wait_for_address(node, unreachable)
-            return LAG_SECONDS if await self._make(node) is None else self._outside.wait(node.metadata.name)
+            return LAG_SECONDS if await self._writes.make(node) is None else self._outside.wait(node.metadata.name)
         return await self._give(node, obj, request)
 
     def _request(self, node: Node) -> BlockRequest | Problem:
@@ -153,32 +131,27 @@ class NodesReconciler(Member):
             return await self._wait_for_address(node, unreachable)
         entered = self._allocator.assignments.entered
         stale = [cidr for cidr in entered(name) if request.cidrs and cidr not in request.cidrs]
-        again = await self._release(name, stale, gone=False)
+        again = await self._returns.release(name, stale, gone=False)
         decision = await self._commits.ask(request)
         assert decision is not None, "only adoptions end without a grant"
         if not isinstance(decision, Grant):
-            waits = await self._refuse(obj or node, waiting.refused(name, decision))
-            spare = self._spare(name, obj) if request.partly else ()
-            return _sooner(waits, await self._give_back(name, spare))
+            waits = await self._writes.refuse(obj or node, waiting.refused(name, decision))
+            spare = self._returns.spare(name, obj) if request.partly else ()
+            return _sooner(waits, await self._returns.give_back(name, spare))
         self._unreached.pop(name, None)
         if decision.short is not None:
             why = waiting.refused(name, decision.short)
         if why is None:
             self._waiting.remove(name)
-        later = await self._write(node, obj, decision, fine=why is None)
+        later = await self._writes.give(node, obj, decision, fine=why is None)
         written = self._netloom_nodes.get(name)
         if why is not None and written is not None:
-            later = _sooner(later, await self._refuse(written, why))
-        if any(cidr not in decision.cidrs for cidr in self._spare(name, obj)):
+            later = _sooner(later, await self._writes.refuse(written, why))
+        if any(cidr not in decision.cidrs for cidr in self._returns.spare(name, obj)):
             # Operators that disagreed entered the node twice. Our own write is no event, so nothing else would
             # ever come back to free what it does not hold.
             return LAG_SECONDS
         return _sooner(later, again)
-
-    def _spare(self, name: str, obj: NetloomNode | None) -> list[Cidr]:
-        """What ledgers have for the node, and the object does not hold."""
-        held = node_objects.held(obj) if obj is not None else ()
-        return [cidr for cidr in self._allocator.assignments.entered(name) if cidr not in held]
 
     # What a node asks of pools
 
@@ -193,19 +166,19 @@ class NodesReconciler(Member):
         if obj is None:
             if (unreachable := self._unreachable(node, obj)) is not None:
                 return await self._wait_for_address(node, unreachable)
-            if (obj := await self._make(node)) is None:
+            if (obj := await self._writes.make(node)) is None:
                 return LAG_SECONDS
         if asked.problem is None:
             return await self._satisfied(obj)
-        again = await self._refuse(obj, asked.problem)
-        return _sooner(again, await self._give_back(name, self._spare(name, obj)))
+        again = await self._writes.refuse(obj, asked.problem)
+        return _sooner(again, await self._returns.give_back(name, self._returns.spare(name, obj)))
 
     async def _satisfied(self, obj: NetloomNode) -> float | None:
         """It has all that it is to have, and gives back what it has not."""
         name = obj.metadata.name
         self._waiting.remove(name)
-        await self._fine(obj)
-        return await self._give_back(name, self._spare(name, obj))
+        await self._writes.fine(obj)
+        return await self._returns.give_back(name, self._returns.spare(name, obj))
 
     def _unreachable(self, node: Node, obj: NetloomNode | None) -> Problem | None:
         """Why nobody could send to a newcomer. One that had a block before is given it again, whatever it reports."""
@@ -228,61 +201,7 @@ class NodesReconciler(Member):
         since = self._unreached.setdefault(name, self._clock())
         if why.reason == "NodeAddressMissing" and (rest := since + ADDRESS_SECONDS - self._clock()) > 0:
             return rest
-        return await self._refuse(node, why)
-
-    async def _write(self, node: Node, obj: NetloomNode | None, grant: Grant, *, fine: bool) -> float | None:
-        """Gives the node what was granted: the one write that must never happen without a mark in the ledger."""
-        sent: float | None = None
-        try:
-            async with self._writers:
-                now = self._clock()
-                if now >= grant.deadline:
-                    return 0.0
-                sent = now
-                known = self._addresses.of(node, obj)
-                async with asyncio.timeout(REQUEST_SECONDS):
-                    written = await self._send(node, obj, grant.mode, grant.blocks, known.addresses)
-            sent = None
-        except (AlreadyExists, Conflict, NotFound):
-            sent = None
-            await self._live(self._netloom_nodes, grant.node)
-            return CONFLICT_SECONDS
-        except ApiError as error:
-            if error.status in _DEFINITE:
-                sent = None
-            raise
-        finally:
-            self._commits.finish(grant, sent)
-        self._store(written)
-        if obj is not None and fine:
-            await self._fine(written)
-        return LAG_SECONDS if known.loss else None
-
-    async def _send(
-        self,
-        node: Node,
-        obj: NetloomNode | None,
-        mode: str,
-        given: Collection[Block],
-        addresses: tuple[Address, ...],
-    ) -> NetloomNode:
-        name = node.metadata.name
-        try:
-            if obj is None:
-                _CREATES.inc()
-                self._creating.add(name)
-                written = await self._api.create(NETLOOM_NODES, node_objects.built(node, mode, given, addresses))
-            else:
-                WRITES.labels("NetloomNode", "patch").inc()
-                patch = node_objects.difference(node, obj, mode, addresses, given)
-                written = await self._api.patch(NETLOOM_NODES, name, patch)
-        except ApiError as error:
-            self._refused.note(name, error)
-            raise
-        finally:
-            self._creating.discard(name)
-        self._refused.note(name, None)
-        return written
+        return await self._writes.refuse(node, why)
 
     # A Node with its NetloomNode
 
@@ -290,18 +209,18 @@ class NodesReconciler(Member):
         name = obj.metadata.name
         owner = node_objects.owner_of(obj)
         if owner is not None and owner.uid != node.metadata.uid:
-            live = await self._live(self._nodes, name)
+            live = await self._writes.live(self._nodes, name)
             if live is None or live.metadata.uid != node.metadata.uid:
                 return LAG_SECONDS
             if self._cannot_keep(live, obj):
                 if live.brought:
-                    return await self._delete(obj)
-                return await self._refuse(
+                    return await self._writes.delete(obj)
+                return await self._writes.refuse(
                     obj, _differing(live, obj, self._mode)
                 )  # which it will get decides about the object
         if not any(blocks(obj.spec.ipam)) and not (self._mode.from_outside or self._mode.from_pools):
             stray = self._outside.stray(obj, self._mode)
-            return await (self._refuse(obj, stray) if stray else self._allocate(node, obj))
+            return await (self._writes.refuse(obj, stray) if stray else self._allocate(node, obj))
         more = self._brings_more(node, obj)
         why: Reason | None = node_objects.unusable(obj) or await self._adopt(obj)
         if why is None and not more and self._cannot_keep(node, obj):
@@ -309,20 +228,20 @@ class NodesReconciler(Member):
         known = self._addresses.of(node, obj)
         patch = node_objects.difference(node, obj, self._configuration.mode, known.addresses)
         if patch:
-            written = await self._patch(obj, patch)
+            written = await self._writes.patch(obj, patch)
             if written is None:
                 return LAG_SECONDS
             obj = written
         told = await self._addresses.tell(obj, known)
         if told is not None:
-            self._store(told)
+            self._writes.store(told)
             obj = told
         if why is not None:
-            return await self._refuse(obj, why)
+            return await self._writes.refuse(obj, why)
         if more or self._mode.from_pools:
             return await self._allocate(node, obj)
         if self._mode.from_outside and (wrong := self._outside.wrong(obj)) is not None:
-            return await self._refuse(obj, wrong)
+            return await self._writes.refuse(obj, wrong)
         self._waiting.remove(name)
         wait = self._outside.wait(name)
         return wait if wait is not None else await self._satisfied(obj)
@@ -344,17 +263,6 @@ class NodesReconciler(Member):
             return False
         cidrs = ipam_settings.brought(node)
         return not isinstance(cidrs, Problem) and set(cidrs) > set(node_objects.held(obj))
-
-    async def _patch(self, obj: NetloomNode, patch: dict[str, object]) -> NetloomNode | None:
-        """Writes addresses, owner or mode as they are now; None where somebody else wrote in between."""
-        WRITES.labels("NetloomNode", "patch").inc()
-        try:
-            written = await self._api.patch(NETLOOM_NODES, obj.metadata.name, patch)
-        except (Conflict, NotFound):
-            await self._live(self._netloom_nodes, obj.metadata.name)
-            return None
-        self._store(written)
-        return written
 
     async def _adopt(self, obj: NetloomNode) -> Reason | None:
         """Enters what the object holds into the ledgers, where it is missing there."""
@@ -392,7 +300,7 @@ class NodesReconciler(Member):
         if cidrs and await self._left_out.held_by_pods(confirmed, cidrs):
             return self._left_out.recheck()
         self._forget(name)
-        return await (self._release(name, entered, gone=False) if obj is None else self._delete(obj))
+        return await (self._returns.release(name, entered, gone=False) if obj is None else self._writes.delete(obj))
 
     def _forget(self, name: str) -> None:
         """It waits for nothing, and has no claim to what it had."""
@@ -406,69 +314,13 @@ class NodesReconciler(Member):
     async def _stray(self, obj: NetloomNode) -> float | None:
         """Made by hand: its CIDRs are respected, and it is for its maker to delete."""
         name = obj.metadata.name
-        if await self._live(self._nodes, name) is not None:
+        if await self._writes.live(self._nodes, name) is not None:
             return LAG_SECONDS
         why: Reason | None = node_objects.unusable(obj) or await self._adopt(obj)
         if why is None:
             message = f"there is no Node {name}, and nobody else gets the CIDRs of this NetloomNode."
             why = waiting.problem(name, "NoSuchNode", message, "Delete it to give them back, or let the Node join.")
-        return await self._refuse(obj, why)
-
-    async def _delete(self, obj: NetloomNode) -> float | None:
-        meta = obj.metadata
-        WRITES.labels("NetloomNode", "delete").inc()
-        try:
-            await self._api.delete(NETLOOM_NODES, meta.name, uid=meta.uid, resource_version=meta.resource_version)
-        except Conflict:
-            await self._live(self._netloom_nodes, meta.name)
-        except NotFound:
-            pass
-        return LAG_SECONDS
-
-    async def _release(self, name: str, cidrs: Collection[Cidr], *, gone: bool) -> float | None:
-        """Frees blocks of a node that does not hold them; `gone`: only if there is no such Node. When to look again."""
-        releases = await self._to_free(name, cidrs, gone)
-        if not isinstance(releases, list):
-            return releases
-        async with asyncio.TaskGroup() as group:
-            results = [group.create_task(self._commits.release(each)) for each in releases]
-        return None if all(result.result() for result in results) else LAG_SECONDS
-
-    async def _give_back(self, name: str, cidrs: Collection[Cidr]) -> float | None:
-        """The same of a node that is there, and may ask for more at any moment: nobody waits for it, it is looked at
-        again, and what it asks for until then comes first."""
-        releases = await self._to_free(name, cidrs, gone=False)
-        if not isinstance(releases, list):
-            return releases
-        for each in releases:
-            self._commits.free(each)
-        return GIVEN_BACK_SECONDS
-
-    async def _to_free(self, name: str, cidrs: Collection[Cidr], gone: bool) -> list[Release] | float | None:
-        """What can be freed now, or when to look again."""
-        if not cidrs:
-            return None
-        known = [(cidr, self._allocator.ledgers.of(cidr)) for cidr in cidrs]
-        wait = max(self._allocator.marks.wait(ledger, name, cidr, self._clock()) for cidr, ledger in known)
-        if wait > 0:
-            return min(wait, RECHECK_SECONDS)
-        # The ledger must be read before the node: what is free in it from then on stays so (see `Allocator`).
-        releases = [Release(name, cidr, ledger.foreign_changes) for cidr, ledger in known]
-        if gone and await self._live(self._nodes, name) is not None:
-            return LAG_SECONDS
-        obj = await self._live(self._netloom_nodes, name)
-        if obj is not None and any(cidr.overlaps(other) for cidr in cidrs for other in node_objects.held(obj)):
-            return LAG_SECONDS
-        return releases
-
-    async def _live(self, store: Store[T], name: str) -> T | None:
-        """As the API server has it, which the cache has then, too."""
-        try:
-            obj = await self._api.get(store.resource, name)
-        except NotFound:
-            return None
-        store.put(obj)
-        return obj
+        return await self._writes.refuse(obj, why)
 
     def _netloom_node_changed(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
         if old is None or new is None or (old.spec.ipam, old.status.ipam) != (new.spec.ipam, new.status.ipam):
@@ -477,52 +329,8 @@ class NodesReconciler(Member):
             self._outside.note(key, new)
             if new is None or not is_in_use(new):
                 self._commits.wake()
-        if key != self._own and not (old is None and key in self._creating):
+        if not self._writes.is_own(key, new=old is None):
             self._publish(NodesAffected((key,)))
-
-    def _store(self, written: NetloomNode) -> None:
-        """Our own write needs no second look."""
-        self._own = written.metadata.name
-        self._netloom_nodes.put(written)
-        self._own = None
-
-    # What people see
-
-    async def _refuse(self, about: Node | NetloomNode, why: Reason) -> float | None:
-        """Shows at the NetloomNode why it waits; for a Node that has none yet, one without CIDRs is made."""
-        name = about.metadata.name
-        again = self._waiting.add(name, why)
-        if waiting.told_by_network(why):
-            return again
-        obj = await self._make(about) if isinstance(about, Node) else about
-        if obj is None:
-            return LAG_SECONDS
-        message = said(why, f"NetloomNode {name}") if isinstance(why, Problem) else f"{why}."
-        await self._tell(obj, False, waiting.reason_of(why), message)
-        return again
-
-    async def _make(self, node: Node) -> NetloomNode | None:
-        """A NetloomNode without blocks; None where somebody else has made one."""
-        try:
-            async with self._writers, asyncio.timeout(REQUEST_SECONDS):
-                addresses = self._addresses.of(node, None).addresses
-                obj = await self._send(node, None, self._configuration.mode, (), addresses)
-        except AlreadyExists:
-            await self._live(self._netloom_nodes, node.metadata.name)
-            return None
-        self._store(obj)
-        return obj
-
-    async def _fine(self, obj: NetloomNode) -> None:
-        """Takes back an earlier complaint. A node that never had one costs no write."""
-        if any(each.type == "Allocated" and each.status != "True" for each in obj.status.conditions):
-            what = "addresses, and nothing is wrong with them" if self._mode.from_outside else "the CIDRs it needs"
-            await self._tell(obj, True, "Allocated", f"it holds {what}")
-
-    async def _tell(self, obj: NetloomNode, good: bool, reason: str, message: str) -> None:
-        written = await self._conditions.set(NETLOOM_NODES, obj, "Allocated", good, reason, message)
-        if written is not None:
-            self._store(written)
 
 
 def _sooner(one: float | None, other: float | None) -> float | None:

@@ -21,7 +21,7 @@ from netloom.ipam.marks import Marks
 from netloom.ipam.plan import BatchPlan, Grant
 from netloom.runtime.store import Store
 from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
-from netloom_reconcilers.cluster.nodes import NodesReconciler
+from netloom_reconcilers.cluster.allocation.node_writes import NodeWrites
 from tests.allocation.machine import AllocationMachine
 from tests.allocation.world import ModelApi, World
 
@@ -260,12 +260,12 @@ def the_cache_believed_about_nodes(patch: pytest.MonkeyPatch) -> None:
 
 
 def believe_the_cache(patch: pytest.MonkeyPatch, resource: Resource[Any]) -> None:
-    live = NodesReconciler._live
+    live = NodeWrites.live
 
-    async def broken(self: NodesReconciler, store: Store[Any], name: str) -> Any:
+    async def broken(self: NodeWrites, store: Store[Any], name: str) -> Any:
         return store.get(name) if store.resource is resource else await live(self, store, name)
 
-    patch.setattr(NodesReconciler, "_live", broken)
+    patch.setattr(NodeWrites, "live", broken)
 
 
 def no_preconditions(patch: pytest.MonkeyPatch) -> None:
