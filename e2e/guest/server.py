@@ -26,8 +26,8 @@ from netloom.api.v1alpha1 import (
     NodeIPAM,
     Routing,
 )
-from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.encapsulation import Encapsulation
+from netloom.kernel.mesh.keeper import Dataplane, Report
 from netloom.kernel.ownership import ENDPOINTS
 from netloom.kernel.senders.keeper import SendersKeeper
 from netloom.runtime.store import Store

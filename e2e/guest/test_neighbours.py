@@ -11,11 +11,11 @@ import pytest
 
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mac import mac_of
-from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
-from netloom.kernel.surroundings.look_part import Surroundings
-from netloom.kernel.surroundings.surroundings import SurroundingsKeeper
+from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.surroundings.keeper import SurroundingsKeeper
+from netloom.kernel.surroundings.part import Surroundings
 from netloom_e2e.namespaces import run
 from netloom_e2e.virtual_machine import IS_GUEST
 from netloom_reconcilers.node import findings

@@ -10,9 +10,9 @@ import pytest
 
 from guest.conftest import Joined
 from guest.server import routing_of
-from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Encapsulation
+from netloom.kernel.mesh.keeper import Dataplane
 from netloom.kernel.ownership import ENDPOINTS
 from netloom_e2e.lab import Lab
 from tests.kernel.meshes import eventually, here, peer, running

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.keeper import Dataplane
 from netloom.kernel.netlink.sockets import CommandSocket, KernelRefusal
 from netloom.runtime import log, loop
 from netloom_e2e import peers

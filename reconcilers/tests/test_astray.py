@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from netloom.cidr import parse_address
-from netloom.kernel.mesh.dataplane import Report
+from netloom.kernel.mesh.keeper import Report
 from netloom.kernel.mesh.underlay import Astray, Why
 from tests.test_tunnels import Setting
 

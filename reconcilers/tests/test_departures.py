@@ -25,8 +25,8 @@ from netloom.api.v1alpha1 import (
     NetworkStatus,
     NodeIPAM,
 )
-from netloom.kernel.masquerade.masquerade import MasqueradeKeeper, MasqueradeReport
-from netloom.kernel.mesh.dataplane import Dataplane, Report
+from netloom.kernel.masquerade.keeper import MasqueradeKeeper, MasqueradeReport
+from netloom.kernel.mesh.keeper import Dataplane, Report
 from netloom.runtime.errors import Forbidden, NotFound, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.departures import (

@@ -28,9 +28,9 @@ from netloom.api.v1alpha1 import (
     NodeIPAM,
     Routing,
 )
-from netloom.kernel.mesh.dataplane import Report
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import GENEVE, NO_ENCAPSULATION, VXLAN, Encapsulation
+from netloom.kernel.mesh.keeper import Report
 from netloom.runtime.store import Store
 from netloom_reconcilers.node import tunnels
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler

@@ -6,7 +6,7 @@ import pytest
 
 from netloom.cidr import Cidr
 from netloom.kernel.surroundings.detours import Detour
-from netloom.kernel.surroundings.look_part import SurroundingsFound, UnfilteredBridge
+from netloom.kernel.surroundings.part import SurroundingsFound, UnfilteredBridge
 from netloom.kernel.surroundings.rules import PolicyRule, before_main
 from netloom.kernel.surroundings.tables import Conntrack, NeighbourTable, Tables
 from netloom_reconcilers.node import findings

@@ -19,9 +19,9 @@ from netloom.api.v1alpha1 import (
     Routing,
 )
 from netloom.cidr import Cidr
-from netloom.kernel.forward.blocked import Blocked
-from netloom.kernel.forward.forward import ForwardKeeper, ForwardReport
-from netloom.kernel.forward.reading import Base
+from netloom.kernel.forwarding.blocked import Blocked
+from netloom.kernel.forwarding.keeper import ForwardKeeper, ForwardReport
+from netloom.kernel.forwarding.reading import Base
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.forwarding import MOST, ForwardingFeature, said_of
 from tests.contexts import context

@@ -29,7 +29,7 @@ from netloom.api.v1alpha1 import (
 from netloom.api.v1alpha1 import Masquerade as MasqueradeSpec
 from netloom.cidr import Cidr
 from netloom.kernel.keeper.report import Failure
-from netloom.kernel.masquerade.masquerade import MasqueradeKeeper, MasqueradeReport
+from netloom.kernel.masquerade.keeper import MasqueradeKeeper, MasqueradeReport
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.own_node import OwnNode
 from netloom_reconcilers.node.masquerade import MasqueradeFeature

@@ -19,7 +19,7 @@ from netloom.api.v1alpha1 import (
     PoolAllocation,
 )
 from netloom.cidr import Cidr, format_address
-from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.keeper import Dataplane
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.own_node import LOOK_SECONDS, RECORD, OwnNode
 from netloom_reconcilers.node.tunnels import TunnelsFeature

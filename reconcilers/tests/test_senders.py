@@ -23,8 +23,8 @@ from netloom.api.v1alpha1 import (
 from netloom.cidr import format_address, parse_address
 from netloom.kernel.keeper.report import Failure
 from netloom.kernel.senders.keeper import SendersKeeper, SendersReport
+from netloom.kernel.senders.part import Refusals
 from netloom.kernel.senders.senders import PAIRS, PODS
-from netloom.kernel.senders.table_part import Refusals
 from netloom.runtime.store import Store
 from netloom_reconcilers.node import senders
 from netloom_reconcilers.node.senders import SendersFeature

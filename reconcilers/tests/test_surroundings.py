@@ -18,7 +18,7 @@ from netloom.api.v1alpha1 import (
     NodeIPAM,
     Routing,
 )
-from netloom.kernel.surroundings.surroundings import SurroundingsKeeper
+from netloom.kernel.surroundings.keeper import SurroundingsKeeper
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.own_node import OwnNode
 from netloom_reconcilers.node.surroundings import SETTLE_SECONDS, SurroundingsFeature

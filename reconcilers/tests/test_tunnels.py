@@ -28,10 +28,10 @@ from netloom.api.v1alpha1 import (
 from netloom.cidr import Cidr, format_address, parse_address
 from netloom.kernel.keeper.report import Failure
 from netloom.kernel.mac import mac_of
-from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.desired import Bystander, MeshNode
 from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Encapsulation
 from netloom.kernel.mesh.holes import HoleRules
+from netloom.kernel.mesh.keeper import Dataplane, Report
 from netloom.kernel.mesh.peer_claims import AddressConflict
 from netloom.kernel.mesh.rivals import ForeignRoute, RivalRoute
 from netloom.kernel.mesh.withheld import WithheldRoute

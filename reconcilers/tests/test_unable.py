@@ -21,8 +21,8 @@ from netloom.api.v1alpha1 import (
     NodeIPAM,
     Routing,
 )
-from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.encapsulation import VXLAN
+from netloom.kernel.mesh.keeper import Dataplane, Report
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.mesh.encapsulations import Announcement
 from netloom_reconcilers.node.tunnels import TunnelsFeature

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from netloom.kernel.mesh.dataplane import RECORD as SWITCHES
-from netloom.kernel.surroundings.surroundings import RECORD as LIMITS
+from netloom.kernel.mesh.keeper import RECORD as SWITCHES
+from netloom.kernel.surroundings.keeper import RECORD as LIMITS
 from netloom_reconcilers.node.endpoints.deletions import REFUSED
 
 

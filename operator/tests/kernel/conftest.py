@@ -8,7 +8,7 @@ import pytest
 from pytest_asyncio.plugin import LoopFactory
 
 from netloom.kernel.endpoints import doors
-from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.keeper import Dataplane
 from tests.kernel.netns import Lab, Namespace, prepare
 from tests.kernel.prefilters import Filtered, mounted_bpffs
 from tests.loops import BOTH, UVLOOP, pytest_collection_modifyitems

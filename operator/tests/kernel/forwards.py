@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from netloom.cidr import Cidr
-from netloom.kernel.forward import reading
-from netloom.kernel.forward.forward import ForwardKeeper
-from netloom.kernel.forward.opening import ForwardingState
+from netloom.kernel.forwarding import reading
+from netloom.kernel.forwarding.keeper import ForwardKeeper
+from netloom.kernel.forwarding.opening import ForwardingState
 from tests.kernel.netns import Lab
 
 PODS = (Cidr.parse("10.42.1.0/24"), Cidr.parse("fd00:42:1::/64"))

@@ -17,9 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mac import mac_of
-from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired, MeshNode, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN, Encapsulation
+from netloom.kernel.mesh.keeper import Dataplane
 from tests.kernel.meshes import becomes, here
 from tests.kernel.netns import Lab, Namespace
 

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from netloom.cidr import Cidr
-from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
+from netloom.kernel.masquerade.keeper import MasqueradeKeeper
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
 from netloom.kernel.netlink.nftables import NAMES
 from netloom.kernel.netlink.nftables_socket import NftablesSocket

@@ -8,9 +8,9 @@ import pytest
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh import reader
-from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Bystander, Desired, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
+from netloom.kernel.mesh.keeper import Dataplane
 from netloom.kernel.mesh.surroundings import Vicinity
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, mesh, peer, running

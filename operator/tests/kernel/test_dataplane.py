@@ -10,9 +10,9 @@ import pytest
 
 from netloom.cidr import Cidr, Version
 from netloom.kernel.mesh import tunnel_device as device
-from netloom.kernel.mesh.dataplane import Report
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN
+from netloom.kernel.mesh.keeper import Report
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.rows import PeerRows
 from netloom.kernel.mesh.tunnel_device import DeviceStep

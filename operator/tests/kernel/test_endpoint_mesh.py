@@ -10,12 +10,12 @@ import pytest
 from netloom.cidr import Cidr
 from netloom.kernel.endpoints.endpoint import Endpoints, WiringFailed
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
-from netloom.kernel.forward.opening import ForwardingState
-from netloom.kernel.forward.packets import RuleCondition, name_range
-from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.forwarding.opening import ForwardingState
+from netloom.kernel.forwarding.packets import RuleCondition, name_range
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN, Encapsulation
 from netloom.kernel.mesh.holes import HoleRules
+from netloom.kernel.mesh.keeper import Dataplane
 from netloom.kernel.mesh.occupants import occupants
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.surroundings.local_pods import read_local_pods

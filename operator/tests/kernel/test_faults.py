@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from netloom.kernel.keeper import retries
-from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
+from netloom.kernel.mesh.keeper import Dataplane
 from netloom.kernel.mesh.row_messages import encode_nexthops
 from tests.economy import first
 from tests.kernel.conftest import Planes

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from netloom.kernel.forward import iptables, legacy_part
+from netloom.kernel.forwarding import iptables, legacy_part
 from netloom.kernel.keeper.report import PlannedChange
 from tests.kernel.faults import FOR_EVER
 from tests.kernel.forwards import (

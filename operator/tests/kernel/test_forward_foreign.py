@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from netloom.kernel.forward.blocked import Blocked
-from netloom.kernel.forward.opening import ForwardingState
+from netloom.kernel.forwarding.blocked import Blocked
+from netloom.kernel.forwarding.opening import ForwardingState
 from tests.kernel.forwards import ALL, DESIRED, NONE, TUNNELLED, Crossing, keeping
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import SOON, Lab

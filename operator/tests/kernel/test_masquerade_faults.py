@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
+from netloom.kernel.masquerade.keeper import MasqueradeKeeper
 from netloom.kernel.masquerade.sets import Masquerading
 from tests.economy import first
 from tests.kernel.meshes import becomes, eventually, running

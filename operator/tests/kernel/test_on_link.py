@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN, Encapsulation
+from netloom.kernel.mesh.keeper import Dataplane
 from tests.kernel.meshes import eventually, here, peer, running
 from tests.kernel.netns import Lab, Namespace
 

@@ -14,10 +14,10 @@ from netloom import kernel
 from netloom.kernel import ownership
 from netloom.kernel.keeper import retries
 from netloom.kernel.keeper.retries import Retries
-from netloom.kernel.masquerade.table_part import MasqueradeTable
-from netloom.kernel.mesh.dataplane import Dataplane, Report
+from netloom.kernel.masquerade.part import MasqueradeTable
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
+from netloom.kernel.mesh.keeper import Dataplane, Report
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MeshRows

@@ -7,7 +7,7 @@ from tests.kernel.netns import Namespace
 
 PROGRAM = """
 import asyncio, sys
-from netloom.kernel.mesh.dataplane import Dataplane
+from netloom.kernel.mesh.keeper import Dataplane
 from netloom.kernel.errors import DataplaneError
 from tests.kernel.meshes import mesh
 

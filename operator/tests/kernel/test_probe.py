@@ -10,12 +10,12 @@ import pytest
 from msgspec.structs import replace
 
 from netloom.cidr import Address, parse_address
-from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
-from netloom.kernel.probe.device_part import DEVICE, ProbeNode
+from netloom.kernel.mesh.keeper import Dataplane
 from netloom.kernel.probe.examination import Evidence, Examination, ProbeTiming, Target
 from netloom.kernel.probe.keeper import Egress, ProbeKeeper
+from netloom.kernel.probe.part import DEVICE, ProbeNode
 from netloom.kernel.probe.prober import Prober
 from tests.kernel.meshes import eventually, here, peer
 from tests.kernel.netns import Lab, Namespace

@@ -9,9 +9,9 @@ import subprocess
 import pytest
 
 from netloom.cidr import format_address, parse_address
-from netloom.kernel.mesh.dataplane import Report
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
+from netloom.kernel.mesh.keeper import Report
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
 from tests.kernel.netns import Namespace

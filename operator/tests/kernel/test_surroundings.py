@@ -10,10 +10,10 @@ import pytest
 
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
-from netloom.kernel.surroundings import look_part, tables
+from netloom.kernel.surroundings import part, tables
 from netloom.kernel.surroundings.detours import Detour, Remote
-from netloom.kernel.surroundings.look_part import Surroundings
-from netloom.kernel.surroundings.surroundings import SurroundingsKeeper
+from netloom.kernel.surroundings.keeper import SurroundingsKeeper
+from netloom.kernel.surroundings.part import Surroundings
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import Desired, becomes, eventually, here, many, mesh, peer, running
 from tests.kernel.netns import Lab, Namespace
@@ -179,7 +179,7 @@ async def test_rules_that_lead_pods_packets_elsewhere_are_found_and_go_by_their_
 async def test_a_rule_is_seen_when_it_comes_though_its_routes_come_later(
     node: Namespace, pod: Namespace, planes: Planes, keepers: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(look_part, "AFTERWARDS_SECONDS", 0.2)
+    monkeypatch.setattr(part, "AFTERWARDS_SECONDS", 0.2)
     await (await planes.open()).apply(mesh())
     reports: list[object] = []
     keeper = await keepers(on_report=reports.append)

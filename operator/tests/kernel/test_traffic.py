@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from netloom.cidr import Cidr
-from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired
-from netloom.kernel.surroundings.look_part import Surroundings
-from netloom.kernel.surroundings.surroundings import SurroundingsKeeper
+from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.surroundings.keeper import SurroundingsKeeper
+from netloom.kernel.surroundings.part import Surroundings
 from tests.kernel.meshes import eventually, here, peer, running
 from tests.kernel.netns import SOON, Lab, Namespace
 

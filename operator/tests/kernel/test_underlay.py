@@ -7,9 +7,9 @@ import pytest
 
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mac import mac_of
-from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import MeshNode, Peer
 from netloom.kernel.mesh.fib import FibLookups, FibResult
+from netloom.kernel.mesh.keeper import Dataplane
 from netloom.kernel.mesh.rows import DirectRoute
 from netloom.kernel.mesh.tunnel_device import Interfaces
 from netloom.kernel.mesh.underlay import Astray, Underlay, merged_at, own_addresses_of_peers, underlay_of

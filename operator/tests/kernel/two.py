@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from netloom.cidr import Cidr
-from netloom.kernel.mesh.dataplane import Dataplane
 from netloom.kernel.mesh.desired import Desired, Peer
+from netloom.kernel.mesh.keeper import Dataplane
 from tests.kernel.meshes import here, peer
 from tests.kernel.netns import Lab
 

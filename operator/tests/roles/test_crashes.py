@@ -12,7 +12,7 @@ import pytest
 from netloom.api.v1alpha1 import NetloomNetwork
 from netloom.api.verdict import ClusterFacts, judge
 from netloom.cli.local_agent import Facts, LocalAgent
-from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
+from netloom.kernel.masquerade.keeper import MasqueradeKeeper
 from netloom.roles.agent import Agent
 from netloom.roles.agent_sources import AgentOptions, cluster_sources
 from netloom.roles.feature_keepers import opened

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from netloom.api.v1alpha1 import NETWORK_NAME
 from netloom.kernel.surroundings.detours import Detour
-from netloom.kernel.surroundings.look_part import SurroundingsFound, UnfilteredBridge
+from netloom.kernel.surroundings.part import SurroundingsFound, UnfilteredBridge
 from netloom.kernel.surroundings.tables import Conntrack, NeighbourTable
 from netloom.kernel.sysctl import Sysctl
 

@@ -13,9 +13,9 @@ from netloom.api.ipam_modes import mode_named, mode_of
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, NetworkSpec, Routing
 from netloom.cidr import Cidr
 from netloom.ipam.ledger_range import cover
-from netloom.kernel.forward.blocked import Blocked
-from netloom.kernel.forward.forward import ForwardKeeper
-from netloom.kernel.forward.opening import ForwardingState
+from netloom.kernel.forwarding.blocked import Blocked
+from netloom.kernel.forwarding.keeper import ForwardKeeper
+from netloom.kernel.forwarding.opening import ForwardingState
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.runtime.manager import Run

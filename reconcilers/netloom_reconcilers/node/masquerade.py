@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from netloom.api.v1alpha1 import NETWORK_NAME, NetworkSpec
 from netloom.cidr import Cidr, addresses_in
 from netloom.kernel.keeper.report import PlannedChange
-from netloom.kernel.masquerade.masquerade import MasqueradeKeeper
+from netloom.kernel.masquerade.keeper import MasqueradeKeeper
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
 from netloom.kernel.mesh.own_networks import own_networks
 from netloom.kernel.netlink.sockets import AnswerLost

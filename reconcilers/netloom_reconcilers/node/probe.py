@@ -18,9 +18,9 @@ from prometheus_client.core import Metric
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode
 from netloom.cidr import Address
-from netloom.kernel.probe.device_part import ProbeNode
 from netloom.kernel.probe.examination import Examination, ProbeTiming, Target
 from netloom.kernel.probe.keeper import Egress, ProbeKeeper
+from netloom.kernel.probe.part import ProbeNode
 from netloom.kernel.probe.prober import Prober
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature

@@ -12,8 +12,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode
 from netloom.cidr import is_address, parse_address
 from netloom.kernel.surroundings.detours import Remote
-from netloom.kernel.surroundings.look_part import Surroundings
-from netloom.kernel.surroundings.surroundings import SurroundingsKeeper
+from netloom.kernel.surroundings.keeper import SurroundingsKeeper
+from netloom.kernel.surroundings.part import Surroundings
 from netloom.kernel.surroundings.tables import memory_of_machine
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature

@@ -17,9 +17,9 @@ from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, Routing
 from netloom.cidr import Address, format_address
 from netloom.cidr.interval_set import outermost
 from netloom.kernel.keeper.report import PlannedChange
-from netloom.kernel.mesh.dataplane import Dataplane, Report
 from netloom.kernel.mesh.desired import Desired, MeshNode
 from netloom.kernel.mesh.encapsulation import Encapsulation
+from netloom.kernel.mesh.keeper import Dataplane, Report
 from netloom.kernel.mesh.withheld import WithheldRoute
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature

@@ -14,8 +14,8 @@ from netloom.kernel.netlink.messages import LinkMessage, RouteMessage, decode, e
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.ownership import DEVICE_PREFIX
 from netloom.kernel.probe import tun
-from netloom.kernel.probe.device_part import ProbeDevice, ProbeNode
 from netloom.kernel.probe.packets import family_of
+from netloom.kernel.probe.part import ProbeDevice, ProbeNode
 
 
 class Egress(msgspec.Struct, frozen=True):

@@ -6,8 +6,8 @@ from typing import Unpack
 from netloom.kernel.keeper.keeper import KeeperOptions
 from netloom.kernel.keeper.nftables_keeper import NftablesKeeper
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
+from netloom.kernel.senders.part import COUNT_SECONDS, LOSS, Refusals, SendersTable
 from netloom.kernel.senders.senders import Senders, TunnelPort
-from netloom.kernel.senders.table_part import COUNT_SECONDS, LOSS, Refusals, SendersTable
 
 
 class SendersReport(KeeperReport, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from typing import Literal
 from netloom.api.coordination import LEASES, LeaseSpec
 from netloom.api.verdict import agent_lease
 from netloom.kernel import sysctl
-from netloom.kernel.probe.device_part import DEVICE
+from netloom.kernel.probe.part import DEVICE
 from netloom.runtime.clock import TOLERANCE
 from netloom.runtime.errors import ApiError, NotFound
 from netloom_reconcilers.features.node import NodeContext

@@ -10,8 +10,8 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from netloom.kernel.forward.expressions import Element, elements_of, rules_of
-from netloom.kernel.forward.packets import Chain, FilterRule
+from netloom.kernel.forwarding.expressions import Element, elements_of, rules_of
+from netloom.kernel.forwarding.packets import Chain, FilterRule
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.netlink.wire import attributes

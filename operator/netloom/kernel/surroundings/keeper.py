@@ -8,7 +8,7 @@ from netloom.kernel.keeper.keeper import KeeperOptions
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.netlink.wire import NAMES
-from netloom.kernel.surroundings.look_part import LookPart, Overflows, PlannedLookWork, Surroundings, SurroundingsFound
+from netloom.kernel.surroundings.part import LookPart, Overflows, PlannedLookWork, Surroundings, SurroundingsFound
 from netloom.kernel.sysctl import SysctlRecord
 
 RECORD = "surroundings.json"

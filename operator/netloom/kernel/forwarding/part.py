@@ -11,9 +11,9 @@ from typing import ClassVar
 import msgspec
 import structlog
 
-from netloom.kernel.forward.blocked import Blocked
-from netloom.kernel.forward.opening import FAMILIES, Due, ForwardingState, due_in, script
-from netloom.kernel.forward.packets import Chain
+from netloom.kernel.forwarding.blocked import Blocked
+from netloom.kernel.forwarding.opening import FAMILIES, Due, ForwardingState, due_in, script
+from netloom.kernel.forwarding.packets import Chain
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, RefusedEntry, Worker
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.keeper.retries import Item, Retries

@@ -9,11 +9,11 @@ import errno
 from collections.abc import Iterator
 from typing import ClassVar
 
-from netloom.kernel.forward import reading
-from netloom.kernel.forward.blocked import blocked, is_iptables
-from netloom.kernel.forward.opening import FORWARD, Due, ForwardingState
-from netloom.kernel.forward.part import ForwardPart, ForwardSeen
-from netloom.kernel.forward.ways import device_to
+from netloom.kernel.forwarding import reading
+from netloom.kernel.forwarding.blocked import blocked, is_iptables
+from netloom.kernel.forwarding.opening import FORWARD, Due, ForwardingState
+from netloom.kernel.forwarding.part import ForwardPart, ForwardSeen
+from netloom.kernel.forwarding.ways import device_to
 from netloom.kernel.keeper.part import Worker
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.nftables import request

@@ -3,10 +3,10 @@
 from typing import Unpack
 
 from netloom.kernel.errors import DataplaneError
-from netloom.kernel.forward.blocked import Blocked
-from netloom.kernel.forward.legacy_part import LegacyForward
-from netloom.kernel.forward.nft_part import NftForward
-from netloom.kernel.forward.opening import ForwardingState
+from netloom.kernel.forwarding.blocked import Blocked
+from netloom.kernel.forwarding.legacy_part import LegacyForward
+from netloom.kernel.forwarding.nft_part import NftForward
+from netloom.kernel.forwarding.opening import ForwardingState
 from netloom.kernel.keeper.keeper import KeeperOptions
 from netloom.kernel.keeper.nftables_keeper import NftablesKeeper
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange

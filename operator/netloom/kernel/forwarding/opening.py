@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from netloom.cidr import Cidr
-from netloom.kernel.forward.packets import (
+from netloom.kernel.forwarding.packets import (
     Chain,
     Fate,
     FilterPacket,

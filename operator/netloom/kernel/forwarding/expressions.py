@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from netloom.kernel.forward.packets import NAME_SIZE, UNKNOWN, FilterRule, Range, RuleCondition, Verdict, name_range
+from netloom.kernel.forwarding.packets import NAME_SIZE, UNKNOWN, FilterRule, Range, RuleCondition, Verdict, name_range
 from netloom.kernel.netlink.wire import ATTRIBUTE, attributes
 
 Element = tuple[bytes, bytes, bool]

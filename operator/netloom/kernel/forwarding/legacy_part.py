@@ -4,13 +4,13 @@ import time
 from collections.abc import Mapping
 from typing import ClassVar
 
-from netloom.kernel.forward import iptables
-from netloom.kernel.forward.blocked import blocked
-from netloom.kernel.forward.opening import FORWARD, Due, ForwardingState, script
-from netloom.kernel.forward.packets import Chain
-from netloom.kernel.forward.part import ForwardPart, ForwardSeen
-from netloom.kernel.forward.reading import Base
-from netloom.kernel.forward.ways import device_to
+from netloom.kernel.forwarding import iptables
+from netloom.kernel.forwarding.blocked import blocked
+from netloom.kernel.forwarding.opening import FORWARD, Due, ForwardingState, script
+from netloom.kernel.forwarding.packets import Chain
+from netloom.kernel.forwarding.part import ForwardPart, ForwardSeen
+from netloom.kernel.forwarding.reading import Base
+from netloom.kernel.forwarding.ways import device_to
 from netloom.kernel.keeper.part import Worker
 from netloom.kernel.netlink.sockets import CommandSocket
 

@@ -5,8 +5,8 @@ from typing import Unpack
 from netloom.kernel.keeper.keeper import KeeperOptions
 from netloom.kernel.keeper.nftables_keeper import NftablesKeeper
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
+from netloom.kernel.masquerade.part import LOSS, MasqueradeTable
 from netloom.kernel.masquerade.sets import Masquerading
-from netloom.kernel.masquerade.table_part import LOSS, MasqueradeTable
 
 
 class MasqueradeReport(KeeperReport, frozen=True, kw_only=True):

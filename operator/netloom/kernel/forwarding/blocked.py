@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from netloom.cidr import Cidr
-from netloom.kernel.forward.opening import FORWARD, ForwardingState, fates
-from netloom.kernel.forward.packets import PROTOCOL_FAMILY, Chain
-from netloom.kernel.forward.reading import Base
+from netloom.kernel.forwarding.opening import FORWARD, ForwardingState, fates
+from netloom.kernel.forwarding.packets import PROTOCOL_FAMILY, Chain
+from netloom.kernel.forwarding.reading import Base
 
 
 class Blocked(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from netloom.cidr import Cidr
-from netloom.kernel.forward.packets import (
+from netloom.kernel.forwarding.packets import (
     STATE_ESTABLISHED,
     STATE_INVALID,
     STATE_NEW,
