@@ -15,7 +15,7 @@ from netloom.api.v1alpha1 import (
     PrefilterSpec,
 )
 from netloom.cidr import Cidr, parse_address
-from netloom.kernel.mesh.lifelines import Device, NodeRoute, NodeSurroundings
+from netloom.kernel.mesh.lifelines import Device, NodeNetwork, NodeRoute
 from netloom.kernel.prefilter.keeper import PrefilterReport
 from netloom.kernel.prefilter.prefiltering import Dropped, Prefiltering
 from netloom.runtime.store import Store
@@ -57,13 +57,13 @@ class Following:
 
     def __init__(self) -> None:
         self.events: list[str] = []
-        self.now = NodeSurroundings(
+        self.now = NodeNetwork(
             {2: Device("eth0")},
             [NodeRoute(Cidr.parse("0.0.0.0/0"), ((2, parse_address("192.0.2.1")),))],
             [(2, parse_address("10.1.0.5"))],
         )
 
-    async def around(self) -> NodeSurroundings:
+    async def around(self) -> NodeNetwork:
         self.events.append("around")
         return self.now
 

@@ -71,10 +71,10 @@ class Setting:
         self.own = OwnNode("node-1", self._occupants)
         self.connected: list[Cidr] = []
         self.reconciler = MasqueradeFeature(
-            context("node-1", self.networks, self.nodes, self.own), MasqueradeKeeper(), self._own_networks
+            context("node-1", self.networks, self.nodes, self.own), MasqueradeKeeper(), self._connected_networks
         )
 
-    async def _own_networks(self) -> list[Cidr]:
+    async def _connected_networks(self) -> list[Cidr]:
         return self.connected
 
     async def _occupants(self, within: Collection[Cidr]) -> dict[Cidr, str]:

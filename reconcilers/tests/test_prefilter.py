@@ -20,7 +20,7 @@ from netloom.api.v1alpha1 import (
 )
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.keeper.report import Failure
-from netloom.kernel.mesh.lifelines import Device, NodeRoute, NodeSurroundings
+from netloom.kernel.mesh.lifelines import Device, NodeNetwork, NodeRoute
 from netloom.kernel.prefilter.keeper import PrefilterReport
 from netloom.kernel.prefilter.prefiltering import DeviceReport, DeviceWish, Dropped, Mode, Prefiltering
 from netloom.prefilter.rules import entries_of, key, value
@@ -71,7 +71,7 @@ def test_main_devices_have_a_default_route_or_an_address_that_the_node_is_known_
         NodeRoute(Cidr.parse("10.9.0.0/16"), ((4, parse_address("10.2.0.1")),)),
     ]
     loopback = (1, parse_address("127.0.0.1"))
-    around = NodeSurroundings(devices, routes, [loopback, (3, known), (4, other), (5, known)])
+    around = NodeNetwork(devices, routes, [loopback, (3, known), (4, other), (5, known)])
     assert machine_of(around, {known}) == Machine(
         ("eth0", "eth1", "eth2"), ("eth0", "eth1"), frozenset({known, other}), frozenset({gateway})
     )

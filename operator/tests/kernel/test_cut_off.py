@@ -11,7 +11,7 @@ from netloom.kernel.mesh import reader
 from netloom.kernel.mesh.desired import Bystander, Desired, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.keeper import Dataplane
-from netloom.kernel.mesh.surroundings import Vicinity
+from netloom.kernel.mesh.node_network import SeenNodeNetwork
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, mesh, peer, running
 from tests.kernel.netns import SOON, Lab, Namespace
@@ -131,8 +131,8 @@ async def test_what_takes_the_place_of_a_route_of_ours_is_repaired_without_readi
 ) -> None:
     plane = await planes.open()
     await plane.apply(told(of(2), of(3, "10.9.2.0/24", "fd09:2::/64")))
-    before, readings = node.state(), list[Vicinity]()
-    monkeypatch.setattr(reader, "read_vicinity", lambda _commands, vicinity: readings.append(vicinity))
+    before, readings = node.state(), list[SeenNodeNetwork]()
+    monkeypatch.setattr(reader, "load_node_network", lambda _commands, node_network: readings.append(node_network))
     async with running(plane):
         node.ip(f"route replace {cidr} {edit}")
         await eventually(lambda: plane.report.repaired > 0)

@@ -16,7 +16,7 @@ from netloom.kernel.mesh import holes
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN, Encapsulation
 from netloom.kernel.mesh.holes import HoleRules, Holes
-from netloom.kernel.mesh.lifelines import Device, Lifelines, NodeRoute, NodeSurroundings
+from netloom.kernel.mesh.lifelines import Device, Lifelines, NodeNetwork, NodeRoute
 from netloom.kernel.mesh.row_readers import read_route
 from netloom.kernel.mesh.rows import UNREACHABLE
 from netloom.kernel.netlink.sockets import EventSocket, walk
@@ -323,7 +323,7 @@ async def test_one_is_there_before_a_way_goes_and_until_another_is(world: World,
     assert order == [("newroute", True), ("delroute", False), ("newroute", False), ("delroute", True)]
 
 
-AROUND = NodeSurroundings(
+AROUND = NodeNetwork(
     devices={2: Device("eth0"), 3: Device("eth1"), 4: Device("cni0")},
     routes=(
         NodeRoute(Cidr.parse("10.90.0.0/16"), ((2, b""),), 0, True),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.cidr import Address, Cidr, parse_address
-from netloom.kernel.mesh.lifelines import Device, Lifelines, NodeRoute, NodeSurroundings
+from netloom.kernel.mesh.lifelines import Device, Lifelines, NodeNetwork, NodeRoute
 
 LO, ETH0, WG0, CNI0, DOCKER0, TUNNEL = range(1, 7)
 DEVICES = {
@@ -39,7 +39,7 @@ def lifelines(
 ) -> Lifelines:
     found = Lifelines()
     found.see(
-        NodeSurroundings(
+        NodeNetwork(
             DEVICES,
             routes,
             addresses(*own),
@@ -166,12 +166,12 @@ def test_ipv6() -> None:
 
 def test_what_is_new_is_told_once() -> None:
     node = lifelines(on(ETH0, LAN), default("10.90.0.1"))
-    same = NodeSurroundings(DEVICES, [on(ETH0, LAN), default("10.90.0.1")])
+    same = NodeNetwork(DEVICES, [on(ETH0, LAN), default("10.90.0.1")])
     assert node.see(same) == set()
-    added = NodeSurroundings(DEVICES, [*same.routes, on(DOCKER0, "172.17.0.0/16")])
+    added = NodeNetwork(DEVICES, [*same.routes, on(DOCKER0, "172.17.0.0/16")])
     assert node.see(added) == {Cidr.parse("172.17.0.0/16")}
     assert node.see(same) == {Cidr.parse("172.17.0.0/16")}
-    assert node.see(NodeSurroundings(DEVICES, [on(ETH0, LAN)])) == {Cidr.parse("10.90.0.1/32")}
+    assert node.see(NodeNetwork(DEVICES, [on(ETH0, LAN)])) == {Cidr.parse("10.90.0.1/32")}
 
 
 cidrs = st.builds(
@@ -184,7 +184,7 @@ hosts = st.integers(0, 255).map(lambda base: base.to_bytes(4, "big"))
 def test_in_general(networks: list[Cidr], nodes: list[Address], gone: list[Address], prefix: Cidr) -> None:
     """Harmless is what takes no address along: neither one that lies in a network as wide, nor a node's outside."""
     lines = Lifelines()
-    lines.see(NodeSurroundings(DEVICES, [NodeRoute(each, ((ETH0, b""),), connected=True) for each in networks]))
+    lines.see(NodeNetwork(DEVICES, [NodeRoute(each, ((ETH0, b""),), connected=True) for each in networks]))
     for address in (*nodes, *gone):
         lines.add_node(address)
     assert lines.harm(prefix) is not None  # asked in between: what was added is in order before more is removed

@@ -14,7 +14,7 @@ from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.desired import Bystander, Desired, Peer
 from netloom.kernel.mesh.encapsulation import GENEVE, NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.fib import FibResult
-from netloom.kernel.mesh.lifelines import Device, NodeRoute, NodeSurroundings
+from netloom.kernel.mesh.lifelines import Device, NodeNetwork, NodeRoute
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.peer_claims import AddressConflict
 from netloom.kernel.mesh.rows import DeviceState, SeenNexthop, SeenRoute
@@ -225,12 +225,12 @@ class MeshMachine(RuleBasedStateMachine):
         self.device_state = DeviceState()
         self.fib_lookups: dict[bytes, FibResult] = {}
         self.stopped: set[int] = set()
-        self.around = NodeSurroundings()
+        self.around = NodeNetwork()
         self.bystanders: dict[str, Bystander] = {}
 
     @rule(routes=st.sets(st.sampled_from(ROUTES), max_size=2))
     def look_around(self, routes: set[NodeRoute]) -> None:
-        self.around = NodeSurroundings({3: Device("eth0")}, routes)
+        self.around = NodeNetwork({3: Device("eth0")}, routes)
         self.mesh.look_around(self.around)
 
     @rule(name=st.sampled_from(["a", "b", "e"]), bystander=st.none() | bystanders)

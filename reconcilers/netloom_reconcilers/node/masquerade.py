@@ -15,7 +15,7 @@ from netloom.cidr import Cidr, addresses_in
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.masquerade.keeper import MasqueradeKeeper
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
-from netloom.kernel.mesh.own_networks import own_networks
+from netloom.kernel.mesh.connected_networks import connected_networks
 from netloom.kernel.netlink.sockets import AnswerLost
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import NftablesFeature
@@ -71,10 +71,10 @@ class MasqueradeFeature(NftablesFeature):
         self,
         context: NodeContext,
         keeper: MasqueradeKeeper | None = None,
-        own_networks: Callable[[], Awaitable[Collection[Cidr]]] = own_networks,
+        connected_networks: Callable[[], Awaitable[Collection[Cidr]]] = connected_networks,
     ) -> None:
         retain = context.retain_unknown
-        self._own_networks = own_networks
+        self._connected_networks = connected_networks
         self._connected: Collection[Cidr] | None = None
         self._looked_at = 0.0
         self._cluster: tuple[Cidr, ...] = ()
@@ -130,7 +130,7 @@ class MasqueradeFeature(NftablesFeature):
         if network is None or fresh or not cluster_cidrs(network):
             return
         try:
-            self._connected, self._looked_at = await self._own_networks(), now
+            self._connected, self._looked_at = await self._connected_networks(), now
         except (AnswerLost, OSError) as error:
             log.warning("the networks of this node cannot be read", error=str(error))
 

@@ -140,12 +140,12 @@ class Dataplane(RestoringKeeper[Desired, Report]):
     @property
     def servers(self) -> Mapping[Address, str]:
         """What the node cannot do without, as `free_node` was told."""
-        return self._rows.vicinity.servers
+        return self._rows.node_network.servers
 
     @servers.setter
     def servers(self, servers: Mapping[Address, str]) -> None:
-        vicinity = self._rows.vicinity
-        vicinity.know(vicinity.cidrs, vicinity.claimed, servers)
+        node_network = self._rows.node_network
+        node_network.know(node_network.cidrs, node_network.claimed, servers)
 
     async def plan(self, desired: Desired) -> list[PlannedChange]:
         """What `apply` would change, in its order. Writes nothing, needs no capability."""
@@ -193,7 +193,7 @@ class Dataplane(RestoringKeeper[Desired, Report]):
             unreachable=dict(sorted(self._mesh.unreachable.items())) if strict else {},
             conflicts=tuple(self._mesh.claims.conflicts()),
             withheld=self._mesh.withheld.routes(),
-            misplaced=self._mesh.withheld.of_own(self._rows.vicinity.cidrs),
+            misplaced=self._mesh.withheld.of_own(self._rows.node_network.cidrs),
             absent=self.absent,
             astray=self._devices.astray,
             sources=self._devices.sources,

@@ -57,7 +57,7 @@ class NodeRoute(msgspec.Struct, frozen=True, gc=False):
         return self.destination.length < WIDEST[self.destination.version]
 
 
-class NodeSurroundings(msgspec.Struct, frozen=True):
+class NodeNetwork(msgspec.Struct, frozen=True):
     """The node's devices, routes and addresses, as the kernel shows them; and what they are held against.
 
     addresses: (ifindex, address) of each address on a device. cidrs: the node's own pod CIDRs. claimed: addresses that
@@ -134,7 +134,7 @@ class Lifelines:
         """Networks that the node is connected to, in order; not single addresses."""
         return tuple(sorted(each for each in self._networks if each.length < WIDTH[each.version]))
 
-    def see(self, around: NodeSurroundings) -> set[Cidr]:
+    def see(self, around: NodeNetwork) -> set[Cidr]:
         """Take in how things are now. Returns the prefixes and addresses about which that is something new."""
         before = self._networks, self._direct, self._points, self._local
         pods = around.devices_of_pods()

@@ -19,7 +19,7 @@ from netloom.kernel.mesh.desired import Bystander, Desired, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from netloom.kernel.mesh.fib import FibLookups
 from netloom.kernel.mesh.holes import Holes
-from netloom.kernel.mesh.lifelines import NEAR, NodeSurroundings
+from netloom.kernel.mesh.lifelines import NEAR, NodeNetwork
 from netloom.kernel.mesh.nexthop_ids import NexthopIds
 from netloom.kernel.mesh.peer_claims import PeerClaims
 from netloom.kernel.mesh.rivals import RivalRoutes
@@ -85,7 +85,7 @@ class Mesh:
         names = {name for address in addresses if (name := holders.get(address)) is not None}
         self._expand([name for name in names if NO_ENCAPSULATION in peers[name].encapsulations])
 
-    def look_around(self, around: NodeSurroundings) -> None:
+    def look_around(self, around: NodeNetwork) -> None:
         """Take in what this node lives by, as it is now."""
         changed = self.withheld.lifelines.see(around)
         if changed:

@@ -12,8 +12,8 @@ from netloom.kernel.mesh import reader
 from netloom.kernel.mesh.desired import Desired, MeshNode
 from netloom.kernel.mesh.devices_part import DevicesFound, DeviceWork
 from netloom.kernel.mesh.mesh import Mesh
+from netloom.kernel.mesh.node_network import SeenNodeNetwork
 from netloom.kernel.mesh.rows import NeighbourKey, Nexthop, OddRoute, RouteContent, RouteKey
-from netloom.kernel.mesh.surroundings import Vicinity
 from netloom.kernel.mesh.tunnel_device import DeviceStep, Interfaces
 from netloom.kernel.mesh.underlay import merged, own_addresses_of_peers
 from netloom.kernel.netlink.links import Link
@@ -69,13 +69,13 @@ class PlannedDeviceWork(DeviceWork):
 def planned_changes(
     commands: CommandSocket, record: SysctlRecord, desired: Desired, servers: Mapping[Address, str]
 ) -> list[PlannedChange]:
-    """All changes, in the order in which they would be made, and what is left out. `servers`: see `Vicinity`."""
-    work, mesh, vicinity = PlannedDeviceWork(commands, record, desired.node), Mesh(), Vicinity()
-    reader.read_vicinity(commands, vicinity)
+    """All changes, in the order in which they would be made, and what is left out. `servers`: see `SeenNodeNetwork`."""
+    work, mesh, node_network = PlannedDeviceWork(commands, record, desired.node), Mesh(), SeenNodeNetwork()
+    reader.load_node_network(commands, node_network)
     if desired.node is not None:
-        vicinity.know(desired.node.cidrs, (desired.node.local, *desired.node.claimed), servers)
-    mesh.look_around(vicinity.surroundings())
-    mesh.fib.set_narrow(vicinity.narrow)
+        node_network.know(desired.node.cidrs, (desired.node.local, *desired.node.claimed), servers)
+    mesh.look_around(node_network.current())
+    mesh.fib.set_narrow(node_network.narrow)
     routes = reader.routes(commands)
     mesh.holes.load(routes.ours)
     mesh.holes.set_rules(desired.node.holes if desired.node is not None else None)

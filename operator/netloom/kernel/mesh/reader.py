@@ -17,9 +17,9 @@ from netloom.kernel.mac import Mac
 from netloom.kernel.mesh import row_messages, row_readers
 from netloom.kernel.mesh.fib import FibResult
 from netloom.kernel.mesh.lifelines import NodeRoute
+from netloom.kernel.mesh.node_network import PROTOCOLS, SeenNodeNetwork, dump_node_routes, read_node_route
 from netloom.kernel.mesh.rivals import MOST_AT_ONCE, ForeignRoute
 from netloom.kernel.mesh.rows import DirectRoute, NeighbourKey, RouteKey, SeenNexthop, SeenRoute
-from netloom.kernel.mesh.surroundings import PROTOCOLS, Vicinity, dump_node_routes, read_node_route
 from netloom.kernel.mesh.tunnel_device import Interfaces
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import read_address, read_link, read_received
@@ -108,13 +108,13 @@ def direct_routes(commands: CommandSocket) -> list[DirectRoute]:
     return found
 
 
-def read_vicinity(commands: CommandSocket, vicinity: Vicinity) -> None:
+def load_node_network(commands: CommandSocket, node_network: SeenNodeNetwork) -> None:
     """The node's own devices, addresses and routes."""
     interfaces, found = read_interfaces(commands), list[NodeRoute | None]()
     for family, protocol in product(_FAMILIES, PROTOCOLS.values()):
         with unless_missing():
             found += read_all(commands, dump_node_routes(family, protocol), read_node_route)
-    vicinity.load(interfaces.links, interfaces.addresses, found)
+    node_network.load(interfaces.links, interfaces.addresses, found)
 
 
 def neighbours(commands: CommandSocket, ifindexes: Iterable[int]) -> dict[NeighbourKey, Mac]:

@@ -20,6 +20,7 @@ from netloom.kernel.mesh import reader
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.holes import Hole, hole_of
 from netloom.kernel.mesh.mesh import Mesh
+from netloom.kernel.mesh.node_network import SeenNodeNetwork, read_node_route
 from netloom.kernel.mesh.row_messages import encode_holes, probe_neighbour
 from netloom.kernel.mesh.row_readers import (
     read_body,
@@ -31,7 +32,6 @@ from netloom.kernel.mesh.row_readers import (
     read_route,
 )
 from netloom.kernel.mesh.rows import UNREACHABLE, OddRoute, RouteKey, SeenRoute
-from netloom.kernel.mesh.surroundings import Vicinity, read_node_route
 from netloom.kernel.mesh.withheld import cutting_off
 from netloom.kernel.mesh.writer import Writer
 from netloom.kernel.netlink import wire
@@ -81,7 +81,7 @@ class MeshRows(Part[Desired]):
         self._found: list[Item] = []
         self._lost_nexthops: set[int] = set()
         self._writer = Writer(mesh)
-        self.vicinity = Vicinity()
+        self.node_network = SeenNodeNetwork()
 
     # ------------------------------------------------------------------------------------------- what is wanted
 
@@ -92,7 +92,7 @@ class MeshRows(Part[Desired]):
         mesh.holes.set_rules(node.holes if node is not None else None)
         if node is not None:
             mesh.set_device_state(replace(mesh.device_state, vni=node.vni, ipv6=node.ipv6, strict=node.strict))
-            self.vicinity.know(node.cidrs, (node.local, *node.claimed))
+            self.node_network.know(node.cidrs, (node.local, *node.claimed))
         self._look_around()
         if desired is not self._desired or not self._applied:
             self._desired, self._applied, self._late = desired, True, True
@@ -149,19 +149,19 @@ class MeshRows(Part[Desired]):
     @property
     def due(self) -> bool:  # type: ignore[override]
         """Rows are to be read, or the FIB to be asked."""
-        around = self.vicinity.due or self.vicinity.fresh
+        around = self.node_network.due or self.node_network.fresh
         return bool(self._resync_due or around or self.mesh.fib.due or self.mesh.fib.changed)
 
     def doubt(self) -> None:
         """Everything is to be read again."""
-        self._resync_due = self.vicinity.due = True
+        self._resync_due = self.node_network.due = True
 
     async def read(self, worker: Worker) -> bool:
         """Ask the FIB what is not known, and read all rows if they are in doubt."""
         mesh = self.mesh
         self._take_over()  # the devices have had their turn
-        if self.vicinity.due:
-            await worker.call(lambda commands: reader.read_vicinity(commands, self.vicinity))
+        if self.node_network.due:
+            await worker.call(lambda commands: reader.load_node_network(commands, self.node_network))
         self._look_around()
         if mesh.natives:
             await self._look_up(worker)
@@ -177,7 +177,7 @@ class MeshRows(Part[Desired]):
         """Write what is missing or different."""
         self._sort_out()
         outcome = await self._writer.update(worker, attempt)
-        self.vicinity.overwritten(key for kind, keys in outcome.written if kind == "route" for key in keys)
+        self.node_network.overwritten(key for kind, keys in outcome.written if kind == "route" for key in keys)
         self._resync_due = self._resync_due or self._writer.appended
         # Where all go through tunnels, the FIB decides nothing but the MTU, and rows need not wait for it.
         await self._look_up(worker)
@@ -203,19 +203,19 @@ class MeshRows(Part[Desired]):
 
     def _look_around(self) -> None:
         """Decide again what may be routed, if the node lives by something else than before."""
-        if self.vicinity.fresh:
-            self.mesh.look_around(self.vicinity.surroundings())
-            self.mesh.fib.set_narrow(self.vicinity.narrow)
+        if self.node_network.fresh:
+            self.mesh.look_around(self.node_network.current())
+            self.mesh.fib.set_narrow(self.node_network.narrow)
 
     async def free_node(self, worker: Worker, servers: Mapping[Address, str]) -> list[RouteKey | Hole]:
         """Addresses that the node cannot do without are known (each with what it is). While nothing is wanted yet,
         remove the routes of an earlier life that may keep it from learning what is. Returns those."""
-        vicinity = self.vicinity
-        vicinity.know(vicinity.cidrs, vicinity.claimed, servers)
+        node_network = self.node_network
+        node_network.know(node_network.cidrs, node_network.claimed, servers)
         if self._applied:
             return []
-        if vicinity.due:
-            await worker.call(lambda commands: reader.read_vicinity(commands, vicinity))
+        if node_network.due:
+            await worker.call(lambda commands: reader.load_node_network(commands, node_network))
         self._look_around()
         mesh = self.mesh
         keys = cutting_off(mesh.withheld.lifelines, mesh.routes.kernel, mesh.nexthops.kernel)
@@ -299,9 +299,9 @@ class MeshRows(Part[Desired]):
         route = read_node_route(buffer, start, end)
         if route is not None:
             replaced = bool(flags & wire.REPLACE) and kind == wire.RTM_NEWROUTE
-            self.vicinity.saw_route(route, gone=kind == wire.RTM_DELROUTE, replaced=replaced)
+            self.node_network.saw_route(route, gone=kind == wire.RTM_DELROUTE, replaced=replaced)
             if replaced and self.mesh.rivals.knows(route.destination):
-                self.vicinity.due = True  # it may have been another's, and ours is still there
+                self.node_network.due = True  # it may have been another's, and ours is still there
         destination = read_destination(buffer, start, end)
         if destination is not None:
             self.mesh.fib.route_changed(*destination)
@@ -365,7 +365,7 @@ class MeshRows(Part[Desired]):
         link = None if is_endpoint(buffer, start, end) else read_link(buffer, start, end)
         if link is None:
             return
-        self.vicinity.saw_link(link, gone=kind == wire.RTM_DELLINK)
+        self.node_network.saw_link(link, gone=kind == wire.RTM_DELLINK)
         if self.mesh.is_tunnel(link.ifindex):
             if kind == wire.RTM_DELLINK or not link.running:
                 self._resync_due = True
@@ -378,7 +378,7 @@ class MeshRows(Part[Desired]):
     def _address(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
         seen, node = read_address(buffer, start, end), self._desired.node
         if seen is not None and not self.mesh.is_tunnel(seen.ifindex):
-            self.vicinity.saw_address(seen, gone=kind == wire.RTM_DELADDR)
+            self.node_network.saw_address(seen, gone=kind == wire.RTM_DELADDR)
         own = seen is None or self.mesh.is_tunnel(seen.ifindex) or (node and seen.local.address == node.local)
         if seen is not None and not own:
             self.mesh.fib.device_changed(seen.ifindex)

@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from netloom.api.v1alpha1 import PREFILTERS, NetloomNode, NetloomPrefilter, NodePrefilter
 from netloom.cidr import Address, Cidr, addresses_in
 from netloom.kernel.keeper.report import PlannedChange
-from netloom.kernel.mesh.vicinity import VicinityKeeper, vicinity
+from netloom.kernel.mesh.node_network_part import NodeNetworkKeeper, read_node_network
 from netloom.kernel.netlink.sockets import AnswerLost
 from netloom.kernel.prefilter.keeper import PrefilterKeeper
 from netloom.kernel.prefilter.prefiltering import Prefiltering
@@ -61,12 +61,12 @@ class PrefilterFeature(NodeFeature):
     keeper: PrefilterKeeper
 
     def __init__(
-        self, context: NodeContext, keeper: PrefilterKeeper | None = None, surroundings: VicinityKeeper | None = None
+        self, context: NodeContext, keeper: PrefilterKeeper | None = None, node_network: NodeNetworkKeeper | None = None
     ) -> None:
         super().__init__(context)
         cache = (context.state_dir or context.run_dir) / "prefilter"
-        self.surroundings = surroundings or VicinityKeeper(self._turn)
-        self.further = (self.surroundings,)
+        self.node_network = node_network or NodeNetworkKeeper(self._turn)
+        self.further = (self.node_network,)
         self.keeper = keeper or PrefilterKeeper(cache, on_report=lambda report: context.changed())
         self.controller = Controller(self.name, self.reconcile)
         self.told: tuple[Told, ...] = ()
@@ -112,7 +112,7 @@ class PrefilterFeature(NodeFeature):
     def components(self) -> Mapping[str, Run]:
         """The reconciler, the kernel's side, what only prefilters need to know, and the report where there is one."""
         found: dict[str, Run] = {self.name: self.controller.run, "filter of packets": self.keeper.run}
-        found["devices for prefilters"] = self.surroundings.run
+        found["devices for prefilters"] = self.node_network.run
         if self._labels is not None and self._lists is not None and self._addresses is not None:
             found["labels of this node"] = self._labels.run
             found["lists of prefilters"] = self._lists.run
@@ -270,7 +270,7 @@ class PrefilterFeature(NodeFeature):
             self._lists.want(each for one in selected for each in one.spec.references)
             if (seconds := self._lists.wait()) > 0:
                 return seconds
-        machine = machine_of(await self.surroundings.around(), self._known_by()) if selected else Machine()
+        machine = machine_of(await self.node_network.around(), self._known_by()) if selected else Machine()
         desired, told = await self._desired(selected, machine)
         if self._given != desired:
             await self.keeper.apply(desired)
@@ -280,7 +280,7 @@ class PrefilterFeature(NodeFeature):
         self._main = machine.main
         self.context.changed()
         if not selected:
-            await self.surroundings.leave()
+            await self.node_network.leave()
         return None
 
     def _selected(self) -> list[NetloomPrefilter] | None:
@@ -359,7 +359,7 @@ class PrefilterFeature(NodeFeature):
         if self._addresses is not None and selected:
             self._servers = await self._addresses.look_up()
         try:
-            machine = machine_of(await vicinity(), self._known_by()) if selected else Machine()
+            machine = machine_of(await read_node_network(), self._known_by()) if selected else Machine()
             return await self.keeper.plan((await self._desired(selected, machine))[0])
         except (OSError, AnswerLost) as error:
             raise ConfigError(f"what prefilters drop cannot be planned: {error}") from error

@@ -12,7 +12,7 @@ import msgspec
 from netloom.api.participation import chosen
 from netloom.api.v1alpha1 import NetloomPrefilter
 from netloom.cidr import Address, Cidr
-from netloom.kernel.mesh.lifelines import NodeSurroundings
+from netloom.kernel.mesh.lifelines import NodeNetwork
 from netloom.kernel.prefilter.prefiltering import DeviceWish, Mode
 
 _NEVER = ("lo",)
@@ -29,7 +29,7 @@ class Machine(msgspec.Struct, frozen=True):
     gateways: frozenset[Address] = frozenset()
 
 
-def machine_of(around: NodeSurroundings, known_by: Collection[Address]) -> Machine:
+def machine_of(around: NodeNetwork, known_by: Collection[Address]) -> Machine:
     """Of what the kernel shows, and the addresses that the node is known by."""
     devices = {index: each.name for index, each in around.devices.items() if not each.ours and each.name not in _NEVER}
     hops = [(route, index, gateway) for route in around.routes for index, gateway in route.hops]

@@ -12,7 +12,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping
 
 from netloom.cidr import Address, Cidr
 from netloom.kernel.mesh.fib import Narrow
-from netloom.kernel.mesh.lifelines import Device, NodeRoute, NodeSurroundings, is_link_local
+from netloom.kernel.mesh.lifelines import Device, NodeNetwork, NodeRoute, is_link_local
 from netloom.kernel.mesh.row_readers import read_hops
 from netloom.kernel.mesh.rows import DEFAULT_METRIC
 from netloom.kernel.netlink import wire
@@ -51,8 +51,8 @@ def read_node_route(buffer: bytes, start: int, end: int) -> NodeRoute | None:
     return NodeRoute(destination, tuple(read_hops(found)), metric, protocol in _CONNECTED)
 
 
-class Vicinity:
-    """See the module. `due`: it has to be read; `fresh`: it is another than when `surroundings` was last asked for."""
+class SeenNodeNetwork:
+    """See the module. `due`: it has to be read; `fresh`: it is another than when `current` was last asked for."""
 
     def __init__(self) -> None:
         self.due = True
@@ -85,12 +85,12 @@ class Vicinity:
             self.cidrs, self.claimed, self.servers = cidrs, claimed, servers
             self.fresh = True
 
-    def surroundings(self) -> NodeSurroundings:
+    def current(self) -> NodeNetwork:
         """As they are now."""
         self.fresh = False
         devices = {index: Device(link.name, link.name.startswith(DEVICE_PREFIX)) for index, link in self._links.items()}
         addresses = [(each.ifindex, each.local.address) for each in self._addresses]
-        return NodeSurroundings(devices, self._routes, addresses, self.cidrs, self.claimed, self.servers)
+        return NodeNetwork(devices, self._routes, addresses, self.cidrs, self.claimed, self.servers)
 
     @property
     def narrow(self) -> dict[int, Narrow]:

@@ -13,7 +13,7 @@ from netloom.kernel.mesh.row_readers import read_direct_route
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 
 
-async def own_networks() -> frozenset[Cidr]:
+async def connected_networks() -> frozenset[Cidr]:
     """Those of the main table, of pods' bridges as well. Raises OSError."""
     commands = CommandSocket()  # opened in this thread, whose network namespace counts
     return await asyncio.to_thread(_read, commands)

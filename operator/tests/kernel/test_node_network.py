@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from netloom.kernel.mesh.vicinity import VicinityKeeper, vicinity
+from netloom.kernel.mesh.node_network_part import NodeNetworkKeeper, read_node_network
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import Lab, Namespace
 
@@ -16,7 +16,7 @@ class Followed:
     def __init__(self, node: Namespace) -> None:
         self.node = node
         self.told = 0
-        self.keeper = VicinityKeeper(self._changed, resync_seconds=None)
+        self.keeper = NodeNetworkKeeper(self._changed, resync_seconds=None)
 
     def _changed(self) -> None:
         self.told += 1
@@ -72,7 +72,7 @@ async def test_addresses_and_default_routes_are_told_and_what_changes_nothing_is
     )
     for step in steps:
         node.ip(step)
-        there = await vicinity()
+        there = await read_node_network()
         await eventually(lambda there=there: _known(followed) == (set(there.routes), set(there.addresses)))  # type: ignore[misc]
     told = followed.told
     node.ip("link set wire0 mtu 1400")

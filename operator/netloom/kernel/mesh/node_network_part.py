@@ -8,31 +8,31 @@ from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
 from netloom.kernel.keeper.report import KeeperReport
 from netloom.kernel.keeper.retries import Item, Retries
-from netloom.kernel.mesh.lifelines import NodeSurroundings
-from netloom.kernel.mesh.reader import read_vicinity
-from netloom.kernel.mesh.surroundings import Vicinity, read_node_route
+from netloom.kernel.mesh.lifelines import NodeNetwork
+from netloom.kernel.mesh.node_network import SeenNodeNetwork, read_node_route
+from netloom.kernel.mesh.reader import load_node_network
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import is_endpoint, read_address, read_link
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.ownership import Ownership
 
 
-async def vicinity() -> NodeSurroundings:
+async def read_node_network() -> NodeNetwork:
     """As they are now, in the network namespace of this thread. Raises OSError."""
     commands = CommandSocket()  # opened in this thread, whose network namespace counts
     return await asyncio.to_thread(_read, commands)
 
 
-def _read(commands: CommandSocket) -> NodeSurroundings:
+def _read(commands: CommandSocket) -> NodeNetwork:
     try:
-        found = Vicinity()
-        read_vicinity(commands, found)
-        return found.surroundings()
+        found = SeenNodeNetwork()
+        load_node_network(commands, found)
+        return found.current()
     finally:
         commands.close()
 
 
-class VicinityPart(Part[bool]):
+class NodeNetworkPart(Part[bool]):
     """It owns nothing. known: how things are, without pods' and Netloom's own devices; None: they are not followed.
     readings: how often all was read. changed: is called when what is known is something else."""
 
@@ -47,23 +47,23 @@ class VicinityPart(Part[bool]):
     )
 
     def __init__(self, changed: Callable[[], None]) -> None:
-        self.known: NodeSurroundings | None = None
+        self.known: NodeNetwork | None = None
         self.readings = 0
         self.due = False
         self._changed = changed
         self._followed = False
-        self._vicinity = Vicinity()
+        self._seen = SeenNodeNetwork()
 
     def want(self, desired: bool, retries: Retries) -> None:
         """Whether they are followed."""
         if desired != self._followed:
-            self._followed, self.due, self.known, self._vicinity = desired, desired, None, Vicinity()
+            self._followed, self.due, self.known, self._seen = desired, desired, None, SeenNodeNetwork()
 
     def hear(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
         """A device, an address or a route that came or went; what is Netloom's own is no news."""
         if not self._followed:
             return
-        around = self._vicinity
+        around = self._seen
         if kind in (wire.RTM_NEWLINK, wire.RTM_DELLINK):
             link = None if is_endpoint(buffer, start, end) else read_link(buffer, start, end)
             if link is not None:
@@ -82,23 +82,23 @@ class VicinityPart(Part[bool]):
 
     def doubt(self) -> None:
         """An event may have been lost."""
-        self._vicinity.due = True
+        self._seen.due = True
         self.due = self._followed
 
     async def read(self, worker: Worker) -> bool:
         """All of it, where that is in doubt."""
-        if self._followed and self._vicinity.due:
+        if self._followed and self._seen.due:
             self.readings += 1
-            await worker.call(lambda commands: read_vicinity(commands, self._vicinity))
+            await worker.call(lambda commands: load_node_network(commands, self._seen))
         return False
 
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Say so if they are others."""
         self.due = False
         if self._followed:
-            found = self._vicinity.surroundings()
+            found = self._seen.current()
             devices = {index: each for index, each in found.devices.items() if not each.ours}
-            now = NodeSurroundings(devices, frozenset(found.routes), frozenset(found.addresses))
+            now = NodeNetwork(devices, frozenset(found.routes), frozenset(found.addresses))
             before, self.known = self.known, now
             if before not in (None, now):
                 self._changed()
@@ -109,7 +109,7 @@ class VicinityPart(Part[bool]):
         return ()
 
 
-class VicinityKeeper(Keeper[bool, KeeperReport]):
+class NodeNetworkKeeper(Keeper[bool, KeeperReport]):
     """Follows them from when it is first asked until it is told to leave. Until then it has no socket and no thread."""
 
     names = wire.NAMES
@@ -117,7 +117,7 @@ class VicinityKeeper(Keeper[bool, KeeperReport]):
 
     def __init__(self, changed: Callable[[], None], **options: Unpack[KeeperOptions]) -> None:
         """changed: is called when they are others than `around` has said."""
-        self.part = VicinityPart(changed)
+        self.part = NodeNetworkPart(changed)
         self._is_open = False
         super().__init__((self.part,), **options)
 
@@ -129,7 +129,7 @@ class VicinityKeeper(Keeper[bool, KeeperReport]):
         if self._is_open:
             await super().close()
 
-    async def around(self) -> NodeSurroundings:
+    async def around(self) -> NodeNetwork:
         """As they are now. Raises OSError where they cannot be read."""
         if not self._is_open:
             self._is_open = True
