@@ -30,7 +30,7 @@ from netloom_reconcilers.node.endpoints.feature import EndpointsFeature
 from netloom_reconcilers.node.endpoints.install import CONFLIST
 from netloom_reconcilers.node.endpoints.options import CniOptions, Places
 from netloom_reconcilers.node.status import readiness_of
-from tests.endpoints.test_strangers import pod
+from tests.endpoints.test_foreign_pods import pod
 from tests.endpoints.test_taint import Server
 
 
@@ -490,12 +490,12 @@ async def test_another_cni_is_never_silently_there(tmp_path: Path, monkeypatch: 
     feature = world.feature
     assert feature is not None
     assert feature.installer is not None
-    assert feature.strangers is not None
+    assert feature.foreign_pods is not None
     begin(world)
     world.service.obstacle = ""
     world.service.allocator.adopt(Owner("default/ours", "c1"), [parse_address("10.0.0.2")])
     world.kernel.remains = [remains("c1", "10.0.0.2")]
-    assert not await feature.strangers.look(), "nobody knows yet which are ours"
+    assert not await feature.foreign_pods.look(), "nobody knows yet which are ours"
     await feature.reconcile()
     other = tmp_path / "conf" / "00-bridge.conf"
     other.write_text('{"type": "bridge"}')
@@ -508,11 +508,11 @@ async def test_another_cni_is_never_silently_there(tmp_path: Path, monkeypatch: 
     feature.installer.look()
     assert feature._may_come()
     for _ in range(2):
-        await feature.strangers.look()
+        await feature.foreign_pods.look()
     said = feature.readiness()
-    assert said == Readiness(False, "AnotherCNI", feature.strangers.sentence)
+    assert said == Readiness(False, "AnotherCNI", feature.foreign_pods.sentence)
     assert "wired pods of node n1: default/theirs. If" in said.message
     assert (feature.errors(), feature._may_come()) == ([], True), "those that come are ours"
     running.pop()
-    await feature.strangers.look()
+    await feature.foreign_pods.look()
     assert feature.readiness() == Readiness(True, "Wired", "Pods that come get an address and an interface.")

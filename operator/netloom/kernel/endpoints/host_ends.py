@@ -125,9 +125,9 @@ class HostEnds:
 
     def count_retained(self) -> int:
         """Host ends that no endpoint explains, and that are retained."""
-        return len(self._strangers()) if self._retaining else 0
+        return len(self._unexplained()) if self._retaining else 0
 
-    def _strangers(self) -> list[End]:
+    def _unexplained(self) -> list[End]:
         return [
             end
             for name, end in self.ends.items()

@@ -125,7 +125,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
         self._judge_all()
         self._rivals.doubt()
         if self._retaining:
-            self.rows.retain({end.ifindex for end in self._strangers()})
+            self.rows.retain({end.ifindex for end in self._unexplained()})
         if self._applied and self.was_read:
             self._found |= set(self.pending()) - known
         self.was_read = True

@@ -122,13 +122,13 @@ class Rows:
         self.neighbours.load(dict(reading.neighbours))
         self.addresses.load({SurplusAddress(each.ifindex, each.local): "" for each in reading.addresses})
 
-    def retain(self, strangers: Collection[int]) -> None:
+    def retain(self, unexplained: Collection[int]) -> None:
         """What is on these devices, and on none of ours that is known, is left alone."""
         known = {key.ifindex for key in self.routes.desired}
         undesired = self.routes.kernel.keys() - self.routes.desired.keys()
         self.routes.retain({key for key in undesired if key.ifindex not in known and not self.in_the_way(key)})
-        self.neighbours.retain({key for key in self.neighbours.kernel if key[0] in strangers})
-        self.addresses.retain({key for key in self.addresses.kernel if key.ifindex in strangers})
+        self.neighbours.retain({key for key in self.neighbours.kernel if key[0] in unexplained})
+        self.addresses.retain({key for key in self.addresses.kernel if key.ifindex in unexplained})
 
 
 def index_of(key: Any) -> int:

@@ -27,6 +27,7 @@ from netloom_reconcilers.node.addresses.service import NoAddress
 from netloom_reconcilers.node.endpoints.attachments import Attachments, endpoint_of
 from netloom_reconcilers.node.endpoints.commands import Commands
 from netloom_reconcilers.node.endpoints.deletions import Deletions
+from netloom_reconcilers.node.endpoints.foreign_pods import ForeignPods
 from netloom_reconcilers.node.endpoints.install import Installer, binary_of, conflist_of
 from netloom_reconcilers.node.endpoints.metrics import metrics_of
 from netloom_reconcilers.node.endpoints.mtu import PodMtu
@@ -34,7 +35,6 @@ from netloom_reconcilers.node.endpoints.networks import FILE, Networks
 from netloom_reconcilers.node.endpoints.options import CniOptions, on_host
 from netloom_reconcilers.node.endpoints.removal import Removal
 from netloom_reconcilers.node.endpoints.server import CniServer
-from netloom_reconcilers.node.endpoints.strangers import Strangers
 from netloom_reconcilers.node.endpoints.taint import Taint
 from netloom_reconcilers.node.endpoints.vanished import Vanished
 
@@ -103,10 +103,10 @@ class EndpointsFeature(NodeFeature):
                 context.api, context.node_name, self.attachments, self._missing, told=self._cut_off
             )
         self.taint: Taint | None = None
-        self.strangers: Strangers | None = None
+        self.foreign_pods: ForeignPods | None = None
         if context.api is not None and options.install is not None:
             folder = options.install.conf_dir
-            self.strangers = Strangers(context.api, context.node_name, self._wired, folder, context.changed)
+            self.foreign_pods = ForeignPods(context.api, context.node_name, self._wired, folder, context.changed)
             self.taint = Taint(context.api, context.node_name, self._may_come, context.changed)
 
     def _reported(self, report: EndpointsReport) -> None:
@@ -136,8 +136,8 @@ class EndpointsFeature(NodeFeature):
             found["vanished pods"] = self.vanished.run
         if self.taint is not None:
             found["taint"] = self.taint.run
-        if self.strangers is not None:
-            found["pods of others"] = self.strangers.run
+        if self.foreign_pods is not None:
+            found["pods of others"] = self.foreign_pods.run
         return found
 
     async def _begin(self) -> None:
@@ -339,8 +339,8 @@ class EndpointsFeature(NodeFeature):
             return Readiness(False, "NotInstalled", why)
         if self.installer is not None and self.installer.overruled:
             return Readiness(False, "AnotherCNI", self.installer.overruled)
-        if self.strangers is not None and self.strangers.sentence:
-            return Readiness(False, "AnotherCNI", self.strangers.sentence)
+        if self.foreign_pods is not None and self.foreign_pods.sentence:
+            return Readiness(False, "AnotherCNI", self.foreign_pods.sentence)
         return Readiness(True, "Wired", "Pods that come get an address and an interface.")
 
     def facts(self) -> dict[str, object]:

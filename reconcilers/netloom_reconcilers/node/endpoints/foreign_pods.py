@@ -28,7 +28,7 @@ REST_SECONDS = 1800.0
 _NAMED = 3
 
 
-class Strangers:
+class ForeignPods:
     """ours: addresses that interfaces of ours have; None while that is not known. conf_dir: where the agent puts its
     configuration. changed: is called when what is found is different."""
 

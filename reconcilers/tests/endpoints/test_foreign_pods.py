@@ -10,7 +10,7 @@ from netloom.api.core import Pod, PodIP, PodSpec, PodStatus
 from netloom.api.meta import ObjectMeta
 from netloom.cidr import Address, parse_address
 from netloom.runtime.errors import Unavailable
-from netloom_reconcilers.node.endpoints.strangers import Strangers
+from netloom_reconcilers.node.endpoints.foreign_pods import ForeignPods
 
 
 def pod(name: str, *addresses: str, phase: str = "Running", host: bool = False, going: str = "") -> Pod:
@@ -33,7 +33,7 @@ class World:
         self.changes = 0
         self.asked: list[str] = []
         api: Any = self
-        self.strangers = Strangers(api, "n1", lambda: self.wired, Path("/host/etc/cni/net.d"), self._changed)
+        self.foreign_pods = ForeignPods(api, "n1", lambda: self.wired, Path("/host/etc/cni/net.d"), self._changed)
 
     def _changed(self) -> None:
         self.changes += 1
@@ -52,24 +52,24 @@ def world() -> World:
 
 async def test_they_are_named_until_they_are_gone(world: World) -> None:
     world.pods = [OURS, *OTHERS]
-    assert not await world.strangers.look()
-    assert world.strangers.sentence == "", "they may just be going"
-    assert not await world.strangers.look()
-    said = world.strangers.sentence
+    assert not await world.foreign_pods.look()
+    assert world.foreign_pods.sentence == "", "they may just be going"
+    assert not await world.foreign_pods.look()
+    said = world.foreign_pods.sentence
     assert said.startswith("Another CNI wired pods of node n1: default/a, default/b. If they are from before")
     assert "does not go by /etc/cni/net.d alone" in said
     assert world.changes == 1
     world.pods = [OURS]
-    assert await world.strangers.look()
-    assert (world.strangers.sentence, world.changes) == ("", 2)
+    assert await world.foreign_pods.look()
+    assert (world.foreign_pods.sentence, world.changes) == ("", 2)
     assert {*world.asked} == {"spec.nodeName=n1"}
 
 
 async def test_many_are_counted(world: World) -> None:
     world.pods = [pod(f"p{number}", f"10.42.0.{number}") for number in range(1, 9)]
-    await world.strangers.look()
-    await world.strangers.look()
-    assert "default/p1, default/p2, default/p3 and 5 more." in world.strangers.sentence
+    await world.foreign_pods.look()
+    await world.foreign_pods.look()
+    assert "default/p1, default/p2, default/p3 and 5 more." in world.foreign_pods.sentence
 
 
 @pytest.mark.parametrize(
@@ -86,16 +86,16 @@ async def test_many_are_counted(world: World) -> None:
 async def test_who_is_none_of_them(world: World, another: Pod) -> None:
     world.pods = [OURS, another]
     for _ in range(2):
-        assert await world.strangers.look()
-    assert world.strangers.sentence == ""
+        assert await world.foreign_pods.look()
+    assert world.foreign_pods.sentence == ""
 
 
 async def test_nothing_is_said_of_what_is_not_known(world: World) -> None:
     world.pods = list(OTHERS)
     world.wired = None
-    assert not await world.strangers.look()
+    assert not await world.foreign_pods.look()
     assert world.asked == []
     world.wired = set()
     world.pods = Unavailable(0, "Unavailable", "no answer")
-    assert not await world.strangers.look()
-    assert world.strangers.sentence == ""
+    assert not await world.foreign_pods.look()
+    assert world.foreign_pods.sentence == ""
