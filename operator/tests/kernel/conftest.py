@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pytest_asyncio.plugin import LoopFactory
 
-from netloom.kernel.endpoints import doors
+from netloom.kernel.endpoints import kept_sockets
 from netloom.kernel.mesh.keeper import Dataplane
 from tests.kernel.netns import Lab, Namespace, prepare
 from tests.kernel.prefilters import Filtered, mounted_bpffs
@@ -85,4 +85,4 @@ async def filtered(node: Namespace, compiled: Path, tmp_path: Path) -> AsyncIter
 @pytest.fixture
 def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether pods' namespaces are there; else what goes with one is waited for."""
-    monkeypatch.setattr(doors, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(kept_sockets, "LOOK_SECONDS", 0.05)

@@ -206,7 +206,7 @@ async def test_where_no_thread_can_be_made_a_repair_waits(story: Story, monkeypa
         starts.append(thread.name)
         raise RuntimeError("can't start new thread")
 
-    story.keeper._part.doors.close_all()  # as after a restart
+    story.keeper._part.kept_sockets.close_all()  # as after a restart
     monkeypatch.setattr(threading.Thread, "start", refuse)
     story.node.ip(f"link delete {story.device}")
     await eventually(lambda: bool(story.keeper.report.failures))
@@ -360,7 +360,7 @@ async def test_without_the_right_to_enter_a_namespace_it_is_said(story: Story, m
     def refused(_descriptor: int) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    story.keeper._part.doors.close_all()  # as after a restart
+    story.keeper._part.kept_sockets.close_all()  # as after a restart
     monkeypatch.setattr(inside, "_enter", refused)
     story.node.ip(f"link delete {story.device}")
     await eventually(lambda: bool(story.keeper.report.failures))

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from netloom.cidr import Address, Cidr
 from netloom.kernel.endpoints.adjusting import steps
 from netloom.kernel.endpoints.alias import read_alias
-from netloom.kernel.endpoints.doors import Doors
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints
-from netloom.kernel.endpoints.hearsay import Hearsay
+from netloom.kernel.endpoints.kept_sockets import KeptSockets
 from netloom.kernel.endpoints.link_messages import End
 from netloom.kernel.endpoints.rivals import RivalPodRoutes
 from netloom.kernel.endpoints.row_messages import RouteKey
 from netloom.kernel.endpoints.rows import Rows, index_of
+from netloom.kernel.endpoints.unknown_devices import UnknownDevices
 from netloom.kernel.endpoints.wiring import Made
 from netloom.kernel.keeper.retries import Item, Retries
 
@@ -42,8 +42,8 @@ class HostEnds:
         """Of the network namespaces of the endpoints, by host ends, as their aliases said."""
         self._look: dict[str, int] = {}
         """Ends that are to be read again, and their ifindexes: an event tells how one was, which by now may be past."""
-        self._hearsay = Hearsay()
-        self.doors = Doors()
+        self._unknown = UnknownDevices()
+        self.kept_sockets = KeptSockets()
         self._rivals = RivalPodRoutes(self.rows)
         self._left_out = False
         """Ends that somebody gave another name, and that nobody wanted then."""
@@ -70,7 +70,7 @@ class HostEnds:
     def made(self, endpoint: Endpoint, made: Made) -> None:
         """This one was just made, and is wanted."""
         device, index = endpoint.device, made.host.ifindex
-        heard, self._hearsay = self._hearsay, Hearsay()
+        heard, self._unknown = self._unknown, UnknownDevices()
         self._look.pop(device, None)
         if index in heard.gone:
             self._judge(device)
@@ -178,7 +178,7 @@ class HostEnds:
         if endpoint is None:
             self._cookies.pop(device, None)
             self._young.pop(device, None)
-            self.doors.close(device)
+            self.kept_sockets.close(device)
         elif fit and end is not None and (cookie := read_alias(end.alias).cookie):
             self._cookies[device] = cookie
         if endpoint is not None:

@@ -18,8 +18,8 @@ import structlog
 from netloom.cidr import Address, format_address
 from netloom.kernel.endpoints import row_messages
 from netloom.kernel.endpoints.checking import differences
-from netloom.kernel.endpoints.doors import Door, door_to
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, Wired, WiringFailed, device_of
+from netloom.kernel.endpoints.kept_sockets import KeptSocket, kept_socket
 from netloom.kernel.endpoints.part import EndpointsPart
 from netloom.kernel.endpoints.plan import planned_changes
 from netloom.kernel.endpoints.reader import read_everything, remains
@@ -83,7 +83,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         if self._reaper is not None:
             self._reaper.close()
         await super().close()
-        self._part.doors.close_all()
+        self._part.kept_sockets.close_all()
 
     # --------------------------------------------------------------------------------------------- on request
 
@@ -130,7 +130,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             self._refuse_what_others_have(endpoint)
             try:
                 making = worker.call(lambda commands: _made(commands, endpoint, netns, inside))
-                made, door = await _to_the_end(making, lambda done: self._abandon(device, done[1]))
+                made, kept = await _to_the_end(making, lambda done: self._abandon(device, done[1]))
             except WiringFailed as failed:
                 if failed.reason == "lost":  # so may be the answer to its removal: whatever is left goes
                     part.drop(endpoint)
@@ -141,7 +141,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
             part.desired.put(endpoint)
             part.want(part.desired, self._retries)
             part.made(endpoint, made)
-            part.doors.keep(device, door)
+            part.kept_sockets.keep(device, kept)
             if part.wants_a_pass:
                 self._wake.set()  # of the events that say so some were read here
         self._begun.set()  # it is to be kept, though nothing may have been handed over yet
@@ -184,10 +184,10 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         why = f"{endpoint.device}, the name of its device here, is taken by {there}"
         return WiringFailed("interface-taken", f"{endpoint}: {why}; the runtime's next attempt has another name")
 
-    def _abandon(self, device: str, door: Door | None) -> None:
+    def _abandon(self, device: str, kept: KeptSocket | None) -> None:
         """Whoever asked for it has gone away: nobody wants it."""
-        self._part.doors.keep(device, door)
-        self._part.doors.close(device)
+        self._part.kept_sockets.keep(device, kept)
+        self._part.kept_sockets.close(device)
         self._part.doubt()
         self._reap(device)
 
@@ -325,9 +325,9 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         return EndpointsReport(**self._basics(), endpoints=len(self._part.desired), leaving=len(self._part.doomed))
 
 
-def _made(commands: CommandSocket, endpoint: Endpoint, netns: int, inside: int) -> tuple[Made, Door | None]:
+def _made(commands: CommandSocket, endpoint: Endpoint, netns: int, inside: int) -> tuple[Made, KeptSocket | None]:
     """In the worker's thread. Raises WiringFailed."""
-    return Wiring(commands, endpoint, netns, inside).make(), door_to(endpoint, netns, inside)
+    return Wiring(commands, endpoint, netns, inside).make(), kept_socket(endpoint, netns, inside)
 
 
 def _kept(endpoint: Endpoint, *descriptors: int) -> list[int]:

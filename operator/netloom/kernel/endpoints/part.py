@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from netloom.kernel.endpoints import doors, reader, remaking, row_messages
+from netloom.kernel.endpoints import reader, remaking, row_messages
 from netloom.kernel.endpoints.adjusting import do, read_again, steps
 from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, WiringFailed
-from netloom.kernel.endpoints.hearsay import Hearsay, is_wrong
 from netloom.kernel.endpoints.host_ends import HostEnds
+from netloom.kernel.endpoints.kept_sockets import leading_nowhere
 from netloom.kernel.endpoints.link_messages import read_end
 from netloom.kernel.endpoints.reader import EndpointsSeen, device_at
 from netloom.kernel.endpoints.reaping import delete_ends
@@ -23,6 +23,7 @@ from netloom.kernel.endpoints.rivals import may_come_first
 from netloom.kernel.endpoints.row_messages import METRIC
 from netloom.kernel.endpoints.row_writer import RowWriter
 from netloom.kernel.endpoints.rows import SurplusAddress, index_of
+from netloom.kernel.endpoints.unknown_devices import UnknownDevices, is_wrong
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, RefusedEntry, Worker
 from netloom.kernel.keeper.retries import Item
 from netloom.kernel.keeper.table import Table
@@ -86,7 +87,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
         """Read all, or the ends that are in doubt."""
         whole, self._resync_due = self._resync_due, False
         look_at, self._look = self._look, {}
-        self._hearsay = Hearsay()  # of what is being made nothing was told yet: that is done between passes
+        self._unknown = UnknownDevices()  # of what is being made nothing was told yet: that is done between passes
         self._stirred.clear()
         if whole:
             self._load(await worker.call(reader.read_everything))
@@ -133,9 +134,10 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Make or change what is missing or different."""
         outcome = Outcome()
-        if ajar := self.doors.take_to_look_at():
-            for device in await worker.call(lambda _commands: doors.leading_nowhere(ajar)):
-                self.doors.close(device)  # and if nobody else holds the namespace, it goes, and the device with it
+        if to_look_at := self.kept_sockets.take_to_look_at():
+            for device in await worker.call(lambda _commands: leading_nowhere(to_look_at)):
+                # If nobody else holds the namespace, it goes, and the device with it.
+                self.kept_sockets.close(device)
         routes = self.rows.routes
         in_the_way = [key for key in routes.pending if key not in routes.desired and self.rows.in_the_way(key)]
         if in_the_way:
@@ -181,13 +183,13 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
 
     async def _put_right(self, worker: Worker, endpoint: Endpoint, outcome: Outcome) -> None:
         device, item = endpoint.device, ("link", endpoint.device)
-        end, cookie, door = self.ends.get(device), self._cookies.get(device, 0), self.doors.to(device)
+        end, cookie, kept = self.ends.get(device), self._cookies.get(device, 0), self.kept_sockets.to(device)
         if end is None or not self.is_fit(endpoint, end):
             try:
-                made = await worker.call(lambda commands: remaking.remake(commands, endpoint, end, cookie, door))
+                made = await worker.call(lambda commands: remaking.remake(commands, endpoint, end, cookie, kept))
             except WiringFailed as error:
                 if error.reason == "lost":  # the answer may come yet, and be taken for another
-                    self.doors.close(device)
+                    self.kept_sockets.close(device)
                 outcome.refused.append(RefusedEntry(item, error.sentence, peer=endpoint.pod))
                 return
             self._forget(device)
@@ -232,7 +234,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
 
     def later(self) -> float:
         """When to look at the ways into pods."""
-        return self.doors.later()
+        return self.kept_sockets.later()
 
     def _is_pending(self, item: Item) -> bool:
         kind, key = item
@@ -250,12 +252,12 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
             return
         if kind == wire.RTM_DELLINK:
             if known is None:
-                self._hearsay.gone.add(ifindex)
+                self._unknown.gone.add(ifindex)
             self._forget(device)
             self._touched.add(("link", device))
         elif known is None:
             self._look[device] = ifindex
-            self._hearsay.links[ifindex] = buffer[start:end]  # one that is being made is told six times
+            self._unknown.links[ifindex] = buffer[start:end]  # one that is being made is told six times
         elif (seen := read_end(buffer, start, end)) is not None and seen != known:
             if ifindex in self._stirred:  # by us, or by somebody: what stands on it now has to be read
                 self._resync_due = True
@@ -269,13 +271,13 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
             return
         device = self._names.get(seen.ifindex)
         if device is None:
-            self._hearsay.switch(seen)
+            self._unknown.switch(seen)
         elif is_wrong(seen):
             self._look[device] = seen.ifindex
 
     def _address(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
         if device_at(buffer, start) not in self._names:
-            self._hearsay.edited.add(device_at(buffer, start))
+            self._unknown.edited.add(device_at(buffer, start))
             return
         seen = read_address(buffer, start, end)
         if seen is None:
@@ -296,12 +298,12 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
         seen = row_messages.read_route(buffer, start, end)
         if seen is not None and not seen.owned and may_come_first(seen):
             self._rivals.hear(seen)
-            self._hearsay.foreign.add(seen.key.prefix)
+            self._unknown.foreign.add(seen.key.prefix)
         if seen is None or not (seen.owned or replaced):
             return
         displaced = self.rows.displaced(seen.key) if replaced else None
         if replaced and displaced is None and (seen.key.metric, seen.key.tos) == (METRIC, 0):
-            self._hearsay.replaced.add(seen.key.prefix)
+            self._unknown.replaced.add(seen.key.prefix)
         if displaced is not None:
             self.rows.routes.gone(displaced)
             self._touched.add(("route", displaced))
@@ -311,7 +313,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
                 self._touched.add(("route", seen.key))
             return
         if seen.key.ifindex not in self._names:
-            self._hearsay.edited.add(seen.key.ifindex)
+            self._unknown.edited.add(seen.key.ifindex)
         if kind == wire.RTM_DELROUTE:
             self.rows.routes.gone(seen.key)
         else:
@@ -327,7 +329,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
         key, mac = seen
         if index not in self._names:
             if mac or kind == wire.RTM_DELNEIGH:  # others the kernel makes by itself
-                self._hearsay.edited.add(index)
+                self._unknown.edited.add(index)
             return
         table = self.rows.neighbours
         if kind == wire.RTM_DELNEIGH or (not mac and key not in table.desired):

@@ -1,14 +1,14 @@
-"""A pair that somebody deleted is made anew, where the pod's network namespace can still be reached: by the way into it
-that was kept (`netloom.kernel.endpoints.doors`), or by its path.
+"""A pair that somebody deleted is made anew, where the pod's network namespace can still be reached: by a socket in
+it that was kept (`netloom.kernel.endpoints.kept_sockets`), or by its path.
 """
 
 import errno
 import os
 
 from netloom.kernel.endpoints import link_messages
-from netloom.kernel.endpoints.doors import Door
 from netloom.kernel.endpoints.endpoint import Endpoint, Reason, WiringFailed
 from netloom.kernel.endpoints.inside import cookie_of, socket_in
+from netloom.kernel.endpoints.kept_sockets import KeptSocket
 from netloom.kernel.endpoints.link_messages import End
 from netloom.kernel.endpoints.wiring import Made, Wiring
 from netloom.kernel.netlink.sockets import CommandSocket
@@ -17,14 +17,14 @@ _WAY_OUT = "delete the pod, and whoever keeps it makes another"
 
 
 def remake(
-    commands: CommandSocket, endpoint: Endpoint, found: End | None, cookie: int, door: Door | None = None
+    commands: CommandSocket, endpoint: Endpoint, found: End | None, cookie: int, kept: KeptSocket | None = None
 ) -> Made:
     """Make both ends anew; `found` has the name, and is none of them. cookie: of the network namespace in which the pod
-    end was; 0: not known. door: the way into it that was kept. Raises WiringFailed, AnswerLost, OSError."""
-    if door is not None and door.leads():
-        netns = door.namespace()
+    end was; 0: not known. kept: the socket in it, if one was kept. Raises WiringFailed, AnswerLost, OSError."""
+    if kept is not None and kept.leads():
+        netns = kept.namespace()
         try:
-            return _make(commands, endpoint, found, netns, door.inside)
+            return _make(commands, endpoint, found, netns, kept.inside)
         finally:
             os.close(netns)
     what = f"its device {endpoint.device} is " + ("not the one that was made for it" if found is not None else "gone")

@@ -17,10 +17,10 @@ from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, Wire
 from netloom.kernel.mac import Mac
 from netloom_reconcilers.node.addresses.running import DEVICE, is_seen
 from netloom_reconcilers.node.addresses.service import AddressService, NoAddress
+from netloom_reconcilers.node.endpoints.attachment_locks import AttachmentLocks, Key
 from netloom_reconcilers.node.endpoints.config import PodOf
 from netloom_reconcilers.node.endpoints.connection import Sandbox
 from netloom_reconcilers.node.endpoints.networks import NETWORK, Networks
-from netloom_reconcilers.node.endpoints.turns import Key, Turns
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +73,7 @@ class Attachments:
         self._wiring = wiring
         self._networks = networks
         self._mtu = mtu
-        self._turns = Turns()
+        self._locks = AttachmentLocks()
         self._adding: dict[Key, tuple[PodOf, asyncio.Task[Any]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -101,7 +101,7 @@ class Attachments:
     async def add(self, wish: Wish, sandbox: Sandbox) -> tuple[Endpoint, Wired]:
         """Addresses and an interface for a pod. Raises Taken, Refused, WiringFailed; nothing is left then, nor where it
         is cancelled."""
-        async with self._turns.turn(wish.key):
+        async with self._locks.hold(wish.key):
             self._check_free(wish)
             task = asyncio.current_task()
             assert task is not None
@@ -203,7 +203,7 @@ class Attachments:
         await _to_its_end(self._own(self._unheard(wish, added)))
 
     async def _unheard(self, wish: Wish, added: Endpoint) -> None:
-        async with self._turns.turn(wish.key):
+        async with self._locks.hold(wish.key):
             if self.endpoints.get(added.device) is not added:
                 return  # a DEL has come before, and perhaps another ADD
             try:
@@ -217,7 +217,7 @@ class Attachments:
         adding = self._adding.get(key)
         if adding is not None and _is_same(adding[0], pod):
             adding[1].cancel()
-        async with self._turns.turn(key):
+        async with self._locks.hold(key):
             owners = self.owners(key)
             why = self._why_not_its_own(key, owners, pod, known)
             if why:
@@ -264,7 +264,7 @@ class Attachments:
         removed, left = 0, dict[Key, str]()
         for key, endpoint in stale.items():
             try:
-                async with self._turns.turn(key):
+                async with self._locks.hold(key):
                     if self.endpoints.get(device_of(*key)) is not endpoint:
                         continue  # it was removed meanwhile, and perhaps added again
                     await self._remove(key, self.owners(key))

@@ -9,7 +9,7 @@ from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.netlink.netconf import Netconf
 
 
-class Hearsay:
+class UnknownDevices:
     """Of unknown devices, by ifindex, but for the last two.
 
     gone: they were deleted. links: what was said last of those with our names. switched: a switch was written that is

@@ -8,14 +8,14 @@ Key = tuple[str, str]
 """Of an attachment: container, interface."""
 
 
-class Turns:
+class AttachmentLocks:
     """Locks by attachment, as long as somebody wants them."""
 
     def __init__(self) -> None:
         self._locks: dict[Key, tuple[asyncio.Lock, int]] = {}
 
     @contextlib.asynccontextmanager
-    async def turn(self, key: Key) -> AsyncIterator[None]:
+    async def hold(self, key: Key) -> AsyncIterator[None]:
         """This attachment is the caller's meanwhile."""
         lock, wanted = self._locks.get(key, (asyncio.Lock(), 0))
         self._locks[key] = lock, wanted + 1

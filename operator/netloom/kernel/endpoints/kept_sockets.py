@@ -1,4 +1,4 @@
-"""Ways into pods' network namespaces that are kept open: the sockets that the CNI plugin made there.
+"""Sockets in pods' network namespaces that are kept open: those that the CNI plugin made there.
 
 Who deletes a pod's device on the node takes the pod's end along. By such a socket both are made anew with NET_ADMIN
 alone, while it takes SYS_ADMIN to enter the namespace by its path. (From outside a device can be made in there, but no
@@ -21,7 +21,7 @@ LOOK_SECONDS = 5.0
 """Between looks at the paths. 250 of them take 1 ms."""
 
 
-class Door(NamedTuple):
+class KeptSocket(NamedTuple):
     """One of them. inside: the socket's descriptor. path: of the namespace; identity: what it leads to."""
 
     inside: int
@@ -37,42 +37,42 @@ class Door(NamedTuple):
         return fcntl.ioctl(self.inside, SIOCGSKNS)
 
 
-def door_to(endpoint: Endpoint, netns: int, inside: int) -> Door | None:
+def kept_socket(endpoint: Endpoint, netns: int, inside: int) -> KeptSocket | None:
     """One that can be kept, with a descriptor of its own; None where the path is not seen from here."""
     found = os.fstat(netns)
     identity = found.st_dev, found.st_ino
     if not endpoint.netns or endpoint.netns.startswith("/proc/") or _identity(endpoint.netns) != identity:
         return None
     try:
-        return Door(os.dup(inside), endpoint.netns, identity)
+        return KeptSocket(os.dup(inside), endpoint.netns, identity)
     except OSError:  # no descriptor is free: others need them more
         return None
 
 
-class Doors:
+class KeptSockets:
     """Those of all pods, by their host ends."""
 
     def __init__(self) -> None:
-        self._open: dict[str, Door] = {}
+        self._open: dict[str, KeptSocket] = {}
         self._looked = 0.0
 
-    def keep(self, device: str, door: Door | None) -> None:
+    def keep(self, device: str, kept: KeptSocket | None) -> None:
         """From now on it is to this one's pod."""
         self.close(device)
-        if door is not None:
+        if kept is not None:
             self._looked = self._looked if self._open else time.monotonic()
-            self._open[device] = door
+            self._open[device] = kept
 
-    def to(self, device: str) -> Door | None:
+    def to(self, device: str) -> KeptSocket | None:
         """The one to its pod, if there is one."""
         return self._open.get(device)
 
     def close(self, device: str) -> None:
         """Nobody wants it any more."""
-        door = self._open.pop(device, None)
-        if door is not None:
+        kept = self._open.pop(device, None)
+        if kept is not None:
             with contextlib.suppress(OSError):
-                os.close(door.inside)
+                os.close(kept.inside)
 
     def close_all(self) -> None:
         """None is of any use any more."""
@@ -83,7 +83,7 @@ class Doors:
         """When (monotonic seconds) to look at the paths."""
         return self._looked + LOOK_SECONDS if self._open else float("inf")
 
-    def take_to_look_at(self) -> Mapping[str, Door]:
+    def take_to_look_at(self) -> Mapping[str, KeptSocket]:
         """Those whose paths are to be looked at by now."""
         now = time.monotonic()
         if self.later() > now:
@@ -95,9 +95,9 @@ class Doors:
         return len(self._open)
 
 
-def leading_nowhere(doors: Mapping[str, Door]) -> list[str]:
+def leading_nowhere(sockets: Mapping[str, KeptSocket]) -> list[str]:
     """Those of which the paths are gone, or lead elsewhere."""
-    return [device for device, door in doors.items() if not door.leads()]
+    return [device for device, kept in sockets.items() if not kept.leads()]
 
 
 def _identity(path: str) -> tuple[int, int] | None:
