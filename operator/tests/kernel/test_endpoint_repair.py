@@ -148,13 +148,13 @@ async def test_a_device_that_was_renamed_while_nobody_listened_is_known_again(la
         for each in (one, two):
             await each.add(keeper)
     story = Story(node, [one, two], keeper)
-    index, remains = story.index(), []
+    index, found = story.index(), []
     async with endpoints_of(node) as keeper:
-        remains = await keeper.read_endpoints()
+        found = await keeper.read_endpoints()
     for number, each in enumerate((one, two)):
         node.ip(f"link set {each.endpoint.device} name foreign{number}")
     async with endpoints_of(node) as keeper, running(keeper):
-        assert await keeper.read_endpoints() == remains
+        assert await keeper.read_endpoints() == found
         if told == "later":
             await keeper.unwire("never-heard-of", "eth0")
         report = await keeper.apply(Endpoints([one.endpoint]))

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.endpoints import keeper as keeping
 from netloom.kernel.endpoints.alias import Alias, alias_of, read_alias, says
-from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, WiringFailed
+from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, FoundEndpoint, WiringFailed
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
 from netloom.kernel.endpoints.reaping import delete_ends
 from netloom.kernel.endpoints.rows import Rows
@@ -547,7 +547,7 @@ async def test_a_restart_writes_nothing_and_finds_all(lab: Lab) -> None:
             await each.add(keeper)
     before = place.state()
     async with endpoints_of(place) as keeper:
-        assert await keeper.read_endpoints() == sorted(map(remains_of, pods), key=lambda each: each.device)
+        assert await keeper.read_endpoints() == sorted(map(found_endpoint_of, pods), key=lambda each: each.device)
         desired = Endpoints(each.endpoint for each in pods)
         assert await keeper.plan(desired) == []
         report = await keeper.apply(desired)
@@ -582,9 +582,9 @@ def test_what_an_alias_says(alias: str, said: Alias) -> None:
         assert not says(replace(endpoint, interface="eth1"), alias)
 
 
-def remains_of(pod: Pod) -> Remains:
+def found_endpoint_of(pod: Pod) -> FoundEndpoint:
     end = pod.endpoint
-    return Remains(
+    return FoundEndpoint(
         device=end.device,
         container=end.container,
         interface=end.interface,
@@ -615,7 +615,7 @@ async def test_what_nobody_explains_stays_until_all_are_known(lab: Lab) -> None:
             place.ip(f"route replace {line} dev {two.endpoint.device} proto 158 scope link metric 65536")
         await keeper.prune()
         assert keeper.unknown == 0
-        assert (await keeper.read_endpoints()) == [remains_of(one)]
+        assert (await keeper.read_endpoints()) == [found_endpoint_of(one)]
         assert before != place.state()
         assert len(shown(place).splitlines()) == 5
 
@@ -651,7 +651,7 @@ async def test_an_address_of_a_pod_that_is_not_known_yet(lab: Lab) -> None:
             "address-taken",
             f"10.1.0.2 leads to {one.endpoint.device}, the device of a pod of which nothing else is known (yet)",
         )
-        assert await keeper.read_endpoints() == [remains_of(one)]
+        assert await keeper.read_endpoints() == [found_endpoint_of(one)]
 
 
 @pytest.mark.parametrize("version", ["", "-6 "])

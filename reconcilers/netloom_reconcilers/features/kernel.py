@@ -28,7 +28,7 @@ _KEY = "kernel"
 class KernelFeature(NodeFeature, ABC):
     """Hands the whole desired state over to its keeper. `obstacle` and `problems` (sentences, by the node whose object
     has them) say what keeps it from being whole; `context.changed` is called after every run. What is wrong with
-    another node's object is that node's matter, and a warning here, unless its name is in `rivals`: this node goes
+    another node's object is that node's matter, and a warning here, unless its name is in `at_our_cost`: this node goes
     without something then."""
 
     keeper: Keeper[Any, Any]
@@ -41,7 +41,7 @@ class KernelFeature(NodeFeature, ABC):
         self.own = context.own
         self.controller = Controller(self.name, self.reconcile)
         self.problems: dict[str, tuple[str, ...]] = {}
-        self.rivals: set[str] = set()
+        self.at_our_cost: set[str] = set()
         self._node_name = context.node_name
         self._networks = context.networks
         self._nodes = context.peers
@@ -118,7 +118,7 @@ class KernelFeature(NodeFeature, ABC):
         return [problem for name in self.problems if not self._is_ours(name) for problem in self.problems[name]]
 
     def _is_ours(self, name: str) -> bool:
-        return name in ("", self._node_name) or name in self.rivals
+        return name in ("", self._node_name) or name in self.at_our_cost
 
     async def plan(self) -> list[PlannedChange]:
         """From the objects as they are."""

@@ -238,8 +238,8 @@ class TunnelsFeature(KernelFeature):
                 self._desired.remove_peer(name)
                 self._needs.forget(name)
             self._desired.set_bystander(name, bystander_of(node, peer, local) if node is not None else None)
-            contend = node is not None and bool(problems) and at_our_cost(node, local)
-            (self.rivals.add if contend else self.rivals.discard)(name)
+            costs = node is not None and bool(problems) and at_our_cost(node, local)
+            (self.at_our_cost.add if costs else self.at_our_cost.discard)(name)
             self._report(name, problems)
 
     def _concerned_by(self, local: LocalNode) -> Iterable[str]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from netloom.kernel.endpoints.endpoint import Remains, WiringFailed
+from netloom.kernel.endpoints.endpoint import FoundEndpoint, WiringFailed
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Unwritable
 from tests.endpoints.world import Node, valid
 
@@ -103,7 +103,7 @@ class World:
         old.service.checkpoint.close()
         self.node = Node(self.folder, "10.0.0.0/28")
         self.node.attachments.restore(
-            Remains(
+            FoundEndpoint(
                 device=each.device,
                 container=each.container,
                 interface=each.interface,

@@ -11,7 +11,7 @@ import pytest
 from netloom.api.problem import Problem
 from netloom.cidr import Cidr, parse_address
 from netloom.ipam.address_stock import Supply
-from netloom.kernel.endpoints.endpoint import Remains, WiringFailed, device_of
+from netloom.kernel.endpoints.endpoint import FoundEndpoint, WiringFailed, device_of
 from netloom.runtime.metrics import REGISTRY
 from netloom_reconcilers.node.addresses.checkpoint import Unwritable
 from netloom_reconcilers.node.addresses.running import seen
@@ -534,7 +534,9 @@ async def test_gc_of_one_network_takes_nothing_of_another(node: Node, tmp_path: 
     assert len(node.held()) == 2
     node.service.checkpoint.close()
     again = Node(tmp_path)
-    again.attachments.restore([Remains(device=device_of("c2", "eth0"), container="c2", interface="eth0", mtu=1450)])
+    again.attachments.restore(
+        [FoundEndpoint(device=device_of("c2", "eth0"), container="c2", interface="eth0", mtu=1450)]
+    )
     again.attachments.settle()
     assert await again.ask("GC", **valid()) == {}
     assert list(again.held()) == ["default/b c2 eth0"]
@@ -564,10 +566,10 @@ async def test_what_an_address_explains_is_kept_after_a_restart(node: Node, tmp_
     again.service.allocator.adopt(seen("default/lost"), [lost])
     again.attachments.restore(
         [
-            Remains(device="netloom_p1", container="c1", interface="eth0", netns="/run/netns/c1", mtu=1400),
-            Remains(device="netloom_p2", container="c2", interface="eth0", addresses=(lost,)),
-            Remains(device="netloom_p3", container="c3", interface="eth0", addresses=(gone,)),
-            Remains(device="netloom_p4", container="c4", interface="eth0"),
+            FoundEndpoint(device="netloom_p1", container="c1", interface="eth0", netns="/run/netns/c1", mtu=1400),
+            FoundEndpoint(device="netloom_p2", container="c2", interface="eth0", addresses=(lost,)),
+            FoundEndpoint(device="netloom_p3", container="c3", interface="eth0", addresses=(gone,)),
+            FoundEndpoint(device="netloom_p4", container="c4", interface="eth0"),
         ]
     )
     kept = {each.container: each for each in again.attachments.endpoints}

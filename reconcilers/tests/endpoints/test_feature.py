@@ -12,7 +12,7 @@ import pytest
 from netloom.cidr import Cidr, parse_address
 from netloom.ipam.address_stock import Supply
 from netloom.ipam.node_allocator import NodeAllocator, Owner
-from netloom.kernel.endpoints.endpoint import Endpoints, Remains, device_of
+from netloom.kernel.endpoints.endpoint import Endpoints, FoundEndpoint, device_of
 from netloom.kernel.keeper.report import Failure, KeeperReport
 from netloom.roles.sources import Sources
 from netloom.runtime.errors import ApiError, Forbidden, Unavailable
@@ -49,14 +49,14 @@ class Kernel:
 
     def __init__(self, **options: Any) -> None:
         self.lifeline_at = options["lifeline_at"]
-        self.remains: list[Remains] = []
+        self.found: list[FoundEndpoint] = []
         self.done: list[str] = []
         self.report = KeeperReport()
         self.there: set[str] = set()
         self.tell = options["on_report"]
 
-    async def read_endpoints(self) -> list[Remains]:
-        return self.remains
+    async def read_endpoints(self) -> list[FoundEndpoint]:
+        return self.found
 
     async def apply(self, desired: Endpoints) -> None:
         self.done.append(f"apply {' '.join(sorted(each.container for each in desired))}".strip())
@@ -118,9 +118,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return World(tmp_path, CniOptions(tmp_path / "cni.sock", tmp_path / "deletions"))
 
 
-def remains(container: str, *addresses: str) -> Remains:
+def found_endpoint(container: str, *addresses: str) -> FoundEndpoint:
     device = device_of(container, "eth0")
-    return Remains(
+    return FoundEndpoint(
         device=device, container=container, interface="eth0", addresses=tuple(map(parse_address, addresses)), mtu=1400
     )
 
@@ -139,8 +139,12 @@ async def test_the_order_of_a_start(world: World) -> None:
     assert feature.applied
     begin(world)
     world.service.allocator.adopt(Owner("default/a", "c1"), [parse_address("10.0.0.2")])
-    world.kernel.remains = [remains("c1", "10.0.0.2"), remains("c2", "10.0.0.3"), remains("c3", "10.0.0.4")]
-    world.kernel.remains += [remains("c4"), remains("c5", "10.0.0.2")]
+    world.kernel.found = [
+        found_endpoint("c1", "10.0.0.2"),
+        found_endpoint("c2", "10.0.0.3"),
+        found_endpoint("c3", "10.0.0.4"),
+    ]
+    world.kernel.found += [found_endpoint("c4"), found_endpoint("c5", "10.0.0.2")]
     assert not feature.applied
     await feature.reconcile()
     assert world.kernel.done == ["apply c1"], "what an address explains is kept; nothing is removed yet"
@@ -354,7 +358,7 @@ async def test_only_what_is_not_there_is_missing(world: World) -> None:
     begin(world)
     for number in (1, 2, 3):
         world.service.allocator.adopt(Owner(f"default/{number}", f"c{number}"), [parse_address(f"10.0.0.{number + 1}")])
-    world.kernel.remains = [remains("c1"), remains("c2")]
+    world.kernel.found = [found_endpoint("c1"), found_endpoint("c2")]
     world.service.obstacle = ""
     await feature.reconcile()
     one, two = device_of("c1", "eth0"), device_of("c2", "eth0")
@@ -443,7 +447,7 @@ async def test_by_hand_nothing_is_freed_that_an_interface_lives_by(world: World)
 
         release = "/v1/addresses?name=default/web&container=c1"
         assert await ask("DELETE", release) == (503, "NotReady"), "which interfaces there are is not known"
-        world.kernel.remains = [remains("c1", "10.0.0.2")]
+        world.kernel.found = [found_endpoint("c1", "10.0.0.2")]
         await feature.reconcile()
         assert await ask("DELETE", release) == (409, "Wired")
         assert await ask("POST", "/v1/gc", json={"valid": []}) == (409, "Wired")
@@ -461,7 +465,7 @@ async def test_pods_that_run_with_a_larger_mtu_than_fits_are_named(world: World)
     feature = world.feature
     assert feature is not None
     begin(world)
-    world.kernel.remains = [remains(f"c{number}", f"10.0.0.{number}") for number in range(2, 7)]  # of 1400
+    world.kernel.found = [found_endpoint(f"c{number}", f"10.0.0.{number}") for number in range(2, 7)]  # of 1400
     for number in range(2, 7):
         world.service.allocator.adopt(Owner(f"default/{number}", f"c{number}"), [parse_address(f"10.0.0.{number}")])
     world.service.obstacle = ""
@@ -494,7 +498,7 @@ async def test_another_cni_is_never_silently_there(tmp_path: Path, monkeypatch: 
     begin(world)
     world.service.obstacle = ""
     world.service.allocator.adopt(Owner("default/ours", "c1"), [parse_address("10.0.0.2")])
-    world.kernel.remains = [remains("c1", "10.0.0.2")]
+    world.kernel.found = [found_endpoint("c1", "10.0.0.2")]
     assert not await feature.foreign_pods.look(), "nobody knows yet which are ours"
     await feature.reconcile()
     other = tmp_path / "conf" / "00-bridge.conf"

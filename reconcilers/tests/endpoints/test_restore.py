@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from netloom.cidr import parse_address
-from netloom.kernel.endpoints.endpoint import Remains, device_of
+from netloom.kernel.endpoints.endpoint import FoundEndpoint, device_of
 from netloom_reconcilers.node.addresses.running import MergedPods, merge, seen
 from tests.endpoints.world import Node
 
@@ -17,8 +17,8 @@ def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
 
 
-def remains(container: str, *addresses: str, interface: str = "eth0", mac: bytes = b"") -> Remains:
-    return Remains(
+def found_endpoint(container: str, *addresses: str, interface: str = "eth0", mac: bytes = b"") -> FoundEndpoint:
+    return FoundEndpoint(
         device=device_of(container, interface),
         container=container,
         interface=interface,
@@ -35,7 +35,7 @@ async def test_a_mac_that_was_asked_for_is_asked_for_again(node: Node) -> None:
     assert made is not None
     assert made.mac == MAC
     node.attachments.endpoints.discard(made.device)
-    node.attachments.restore([remains("c1", address, mac=MAC)])
+    node.attachments.restore([found_endpoint("c1", address, mac=MAC)])
     found = node.attachments.endpoints.get(made.device)
     assert found is not None
     assert found.pod_mac == MAC
@@ -43,7 +43,12 @@ async def test_a_mac_that_was_asked_for_is_asked_for_again(node: Node) -> None:
 
 async def test_whose_record_was_lost_keeps_its_address_until_its_end(node: Node) -> None:
     """As where the checkpoint is gone, and nobody has told the API server of the pod yet."""
-    shown = [remains("c1", "10.0.0.2"), remains("c2", "10.0.0.3", "fd00::3"), remains("c3"), remains("", "10.0.0.5")]
+    shown = [
+        found_endpoint("c1", "10.0.0.2"),
+        found_endpoint("c2", "10.0.0.3", "fd00::3"),
+        found_endpoint("c3"),
+        found_endpoint("", "10.0.0.5"),
+    ]
     node.attachments.adopt(shown)
     node.attachments.restore(shown)
     assert node.held() == {"c1 c1 eth0": "10.0.0.2", "c2 c2 eth0": "10.0.0.3 fd00::3"}
@@ -68,7 +73,7 @@ async def test_who_is_known_by_sight_has_its_name(node: Node) -> None:
     allocator = node.service.allocator
     allocator.adopt(seen("device:eth7"), [parse_address("10.0.0.2")])
     allocator.adopt(seen("default/web"), [parse_address("fd00::2")])
-    shown = [remains("c1", "10.0.0.2", "fd00::2")]
+    shown = [found_endpoint("c1", "10.0.0.2", "fd00::2")]
     node.attachments.adopt(shown)
     node.attachments.restore(shown)
     assert [each.pod for each in node.attachments.endpoints] == ["default/web"]
@@ -77,7 +82,7 @@ async def test_who_is_known_by_sight_has_its_name(node: Node) -> None:
 
 async def test_another_containers_address_explains_nothing(node: Node) -> None:
     address = await node.add("c1", "web")
-    shown = [remains("c1", address), remains("c2", address)]
+    shown = [found_endpoint("c1", address), found_endpoint("c2", address)]
     node.attachments.adopt(shown)
     node.attachments.restore(shown)
     assert node.wired() == {("c1", "eth0")}
@@ -92,7 +97,7 @@ async def test_who_has_addresses_and_no_interface_is_looked_for(node: Node) -> N
     address = node.held()["default/c1 c1 eth0"]
     node.service.checkpoint.close()
     again = Node(node.folder)
-    again.attachments.restore([remains("c1", address)])
+    again.attachments.restore([found_endpoint("c1", address)])
     again.attachments.settle()
     lost = again.attachments.lost
     assert [(each.pod, each.interface) for each in lost.values()] == [(f"default/c{n}", "eth0") for n in (2, 3, 4)]
@@ -106,7 +111,7 @@ async def test_a_pods_uid_outlives_the_agent_so_that_nobody_late_meets_its_succe
     address = await node.add("c1", "web-0", uid="u2")
     node.service.checkpoint.close()
     again = Node(node.folder)
-    again.attachments.restore([remains("c1", address)])
+    again.attachments.restore([found_endpoint("c1", address)])
     assert await again.ask("DEL", "c1", "web-0", uid="u1") == {}, "a DEL of what is gone succeeds"
     assert (again.held(), again.wired()) == ({"default/web-0 c1 eth0": address}, {("c1", "eth0")})
     refused = await again.ask("ADD", "c1", "web-0", uid="u1")
@@ -123,6 +128,6 @@ async def test_who_is_given_again_what_a_life_before_gave_is_who_has_it(node: No
     assert await again.add("c1", "web-0", uid="u2") == address
     again.service.checkpoint.close()
     third = Node(node.folder)
-    third.attachments.restore([remains("c1", address)])
+    third.attachments.restore([found_endpoint("c1", address)])
     assert await third.ask("DEL", "c1", "web-0", uid="u1") == {}
     assert third.wired() == {("c1", "eth0")}

@@ -89,7 +89,7 @@ class Wired(msgspec.Struct, frozen=True):
     mtu: int
 
 
-class Remains(msgspec.Struct, frozen=True, kw_only=True):
+class FoundEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     """An endpoint as the kernel shows it: what a restarted agent finds. addresses: those that routes of ours lead to;
     netns: empty if it did not fit into the device's alias. mac: of the pod end, where one was asked for."""
 

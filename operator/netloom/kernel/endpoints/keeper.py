@@ -18,11 +18,11 @@ import structlog
 from netloom.cidr import Address, format_address
 from netloom.kernel.endpoints import row_messages
 from netloom.kernel.endpoints.checking import differences
-from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, Wired, WiringFailed, device_of
+from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, FoundEndpoint, Wired, WiringFailed, device_of
 from netloom.kernel.endpoints.kept_sockets import KeptSocket, kept_socket
 from netloom.kernel.endpoints.part import EndpointsPart
 from netloom.kernel.endpoints.plan import planned_changes
-from netloom.kernel.endpoints.reader import read_everything, remains
+from netloom.kernel.endpoints.reader import found_endpoints, read_everything
 from netloom.kernel.endpoints.readiness import READY_SECONDS, still_lacking
 from netloom.kernel.endpoints.reaping import delete_ends
 from netloom.kernel.endpoints.row_messages import numbered
@@ -249,10 +249,10 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
         """Whether there is such a host end, as far as the kernel has told."""
         return device in self._part.ends
 
-    async def read_endpoints(self) -> list[Remains]:
+    async def read_endpoints(self) -> list[FoundEndpoint]:
         """What the kernel shows, whether wanted or not. Needs no capability. Raises OSError, KernelUnsupported."""
         async with self._lock:
-            return remains(await self._connect().call(read_everything))
+            return found_endpoints(await self._connect().call(read_everything))
 
     async def _ready(self, endpoint: Endpoint) -> Worker:
         """The worker; and the part knows what there is, if it never did. Raises WiringFailed."""

@@ -10,7 +10,7 @@ import msgspec
 from netloom.cidr import Address
 from netloom.kernel.endpoints import link_messages, row_messages
 from netloom.kernel.endpoints.alias import read_alias
-from netloom.kernel.endpoints.endpoint import Endpoint, Remains
+from netloom.kernel.endpoints.endpoint import Endpoint, FoundEndpoint
 from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.endpoints.row_messages import NeighbourKey, SeenPodRoute
 from netloom.kernel.mac import Mac
@@ -98,7 +98,7 @@ def _routes(commands: CommandSocket) -> list[SeenPodRoute]:
     return found
 
 
-def remains(reading: EndpointsSeen) -> list[Remains]:
+def found_endpoints(reading: EndpointsSeen) -> list[FoundEndpoint]:
     """What that shows of endpoints."""
     addresses: dict[int, list[Address]] = {}
     for seen in reading.routes:
@@ -107,6 +107,6 @@ def remains(reading: EndpointsSeen) -> list[Remains]:
     for end in sorted(reading.ends, key=home_of):
         said = read_alias(end.alias)
         held = tuple(sorted(addresses.get(end.ifindex, ()), key=lambda address: (len(address), address)))
-        each = Remains(device=home_of(end), container=said.container, interface=said.interface, netns=said.netns)
+        each = FoundEndpoint(device=home_of(end), container=said.container, interface=said.interface, netns=said.netns)
         found.append(msgspec.structs.replace(each, addresses=held, mtu=end.mtu, mac=said.mac))
     return found

@@ -13,7 +13,7 @@ import structlog
 
 from netloom.cidr import Address, format_address
 from netloom.ipam.node_allocator import Owner
-from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, Remains, Wired, WiringFailed, device_of
+from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, FoundEndpoint, Wired, WiringFailed, device_of
 from netloom.kernel.mac import Mac
 from netloom_reconcilers.node.addresses.running import DEVICE, is_seen
 from netloom_reconcilers.node.addresses.service import AddressService, NoAddress
@@ -288,25 +288,25 @@ class Attachments:
             if owner.container and key not in wired and key not in self._adding
         }
 
-    def adopt(self, remains: Iterable[Remains]) -> None:
+    def adopt(self, found: Iterable[FoundEndpoint]) -> None:
         """Enters whose addresses nobody has, once all is known that was written down or seen. An ADD writes before it
         wires, and a DEL takes the routes before it releases: so a route of ours without a record is one whose record
         was lost, and its container may well run. It goes by its own id, until its runtime's DEL."""
         allocator = self._service.allocator
         known = {(owner.container, owner.interface) for owner, _ in allocator.held()}
-        for each in remains:
+        for each in found:
             key = each.container, each.interface
             users = [allocator.user(address) for address in each.addresses]
             if key[0] and key not in known and None in users and all(u is None or is_seen(u) for u in users):
                 allocator.adopt(Owner(key[0], *key), each.addresses)
                 log.warning("an interface whose record was lost is kept", container=key[0], interface=key[1])
 
-    def restore(self, remains: Iterable[Remains]) -> None:
+    def restore(self, found: Iterable[FoundEndpoint]) -> None:
         """Takes in what the kernel shows after a start, and the allocator explains: by the container, or, where that
         was lost, by addresses that somebody was seen to have."""
         allocator = self._service.allocator
         by_key = {(owner.container, owner.interface): (owner, holding) for owner, holding in allocator.held()}
-        for each in remains:
+        for each in found:
             owner, holding = by_key.get((each.container, each.interface), (None, None))
             addresses = holding.addresses if holding is not None else each.addresses
             users = [allocator.user(address) for address in addresses]
@@ -317,16 +317,16 @@ class Attachments:
             self.endpoints.put(endpoint_of(each, addresses, pod))
 
 
-def endpoint_of(remains: Remains, addresses: tuple[Address, ...], pod: str = "") -> Endpoint:
+def endpoint_of(found: FoundEndpoint, addresses: tuple[Address, ...], pod: str = "") -> Endpoint:
     """What the kernel shows, as something that is wanted. The MTU stays as it is: both ends have the same."""
     return Endpoint(
-        container=remains.container,
-        interface=remains.interface,
+        container=found.container,
+        interface=found.interface,
         addresses=addresses,
-        netns=remains.netns,
+        netns=found.netns,
         pod=pod,
-        mtu=remains.mtu,
-        mac=remains.mac,
+        mtu=found.mtu,
+        mac=found.mac,
     )
 
 

@@ -201,10 +201,10 @@ class EndpointsFeature(NodeFeature):
         self._came = self._was[-1]
         is_known = not service.obstacle
         if service.begun and not self._known and (is_known or not self._kept):
-            remains = await keeper.read_endpoints()
+            found = await keeper.read_endpoints()
             if is_known:
-                self.attachments.adopt(remains)
-            self.attachments.restore(remains)
+                self.attachments.adopt(found)
+            self.attachments.restore(found)
             await keeper.apply(self.attachments.endpoints)
             self._kept = True
             if is_known:

@@ -303,14 +303,14 @@ class Installer:
 
     def _look_before_ours(self, found: _Found) -> None:
         """At the file that a runtime takes instead."""
-        rival = first(self.places.conf_dir, conflist_of(self.places), PLUGIN)
-        if rival is None:
+        preceding = first(self.places.conf_dir, conflist_of(self.places), PLUGIN)
+        if preceding is None:
             return
-        before = f"{on_host(rival.path)} comes before {CONFLIST}: the container runtime takes that one, and "
-        if rival.calls_others:
+        before = f"{on_host(preceding.path)} comes before {CONFLIST}: the container runtime takes that one, and "
+        if preceding.calls_others:
             found.warnings.append(f"{before}pods are wired by Netloom only if it calls it, as Multus does.")
             return
-        who = f"by {', '.join(rival.types)}" if rival.types else "not at all, as it cannot be read"
+        who = f"by {', '.join(preceding.types)}" if preceding.types else "not at all, as it cannot be read"
         found.overruled = (
             f"{before}pods that come are wired {who}, and not by Netloom. Two CNIs on one node fight: remove that one "
             "(what writes the file first, then the file), or uninstall Netloom."

@@ -16,7 +16,7 @@ _CALL_OTHERS = ("multus",)
 """How types begin of plugins that call those of other files."""
 
 
-class RivalConfig(NamedTuple):
+class PrecedingConfig(NamedTuple):
     """A file that runtimes take instead of ours. types: of its plugins; none where they cannot be read. calls_others:
     whether ours may be among what it calls."""
 
@@ -36,7 +36,7 @@ class _NetworkFile(msgspec.Struct):
     plugins: tuple[_Plugin, ...] = ()
 
 
-def first(folder: Path, ours: Path, plugin: str) -> RivalConfig | None:
+def first(folder: Path, ours: Path, plugin: str) -> PrecedingConfig | None:
     """What comes before our file in the directory; None where nothing does. plugin: the type that ours has."""
     try:
         names = sorted(each.name for each in os.scandir(folder) if each.name.endswith(ENDINGS))
@@ -51,7 +51,7 @@ def first(folder: Path, ours: Path, plugin: str) -> RivalConfig | None:
         content = b""
     types = _types(content)
     calls = any(each.startswith(_CALL_OTHERS) for each in types) or f'"{plugin}"'.encode() in content
-    return RivalConfig(path, types, calls)
+    return PrecedingConfig(path, types, calls)
 
 
 def types_of(path: Path) -> tuple[str, ...]:
