@@ -72,7 +72,7 @@ class KernelFilter:
             self._maps, self.tries, self.names = opened, tries, names
 
     def need_program(self, compiled: Compiled, number: int) -> bool:
-        """Have it loaded for the set of this number; whether it had to be. Raises Refusal, OSError."""
+        """Have it loaded for the set of this number; whether it had to be. Raises ProgramRefusal, OSError."""
         return self.programs.need(compiled, self._maps, number)
 
     def put(self, sets: Mapping[int, Rules]) -> int:

@@ -72,7 +72,7 @@ class Programs:
 
     def need(self, compiled: Compiled, maps: Mapping[str, int], number: int) -> bool:
         """Have the program loaded that fits this kernel, with these maps (descriptors by name), for the set of this
-        number; whether it had to be. Raises Refusal, OSError."""
+        number; whether it had to be. Raises ProgramRefusal, OSError."""
         whole = (bytes.fromhex(compiled.multi_buffer), bpf.HAS_FRAGS), (bytes.fromhex(compiled.single_buffer), 0)
         variants = [(_of_set(instructions, number), flags) for instructions, flags in whole]
         used = {name: bpf.describe_map(maps[name]).identity for name in NUMBERS}
@@ -114,8 +114,8 @@ class Programs:
             self._pin(identity)
 
     def _load(self, variants: Sequence[tuple[bytes, int]], maps: Mapping[str, int], number: int) -> None:
-        """The first variant that the kernel takes. Raises Refusal, with what it said of the first about which it said
-        anything: a kernel that does not know several buffers refuses the flag without a word."""
+        """The first variant that the kernel takes. Raises ProgramRefusal, with what it said of the first
+        about which it said anything: a kernel that does not know several buffers refuses the flag without a word."""
         refused: list[bpf.Rejected] = []
         for instructions, flags in variants:
             try:

@@ -7,7 +7,7 @@
     GET    /v1/why?name=...           200, a Why
     GET    /v1/status                 204 where addresses can be given
 
-Any other answer is a Trouble. 503 is: it may be another answer later.
+Any other answer is an ErrorAnswer. 503 is: it may be another answer later.
 """
 
 import asyncio
@@ -89,15 +89,15 @@ class AddressServer:
         handler = self._handlers.get((request.method, request.path))
         try:
             if not _came_from_root(request):
-                return _trouble(403, "NotRoot", "root alone may ask the agent for addresses of pods.")
+                return _error(403, "NotRoot", "root alone may ask the agent for addresses of pods.")
             if handler is None:
-                return _trouble(404, "NoSuchRequest", f"there is no {request.method} {request.path} here.")
+                return _error(404, "NoSuchRequest", f"there is no {request.method} {request.path} here.")
             answer = await handler(request)
         except NoAddress as refusal:
-            return _trouble(503 if refusal.passing else 409, refusal.reason, str(refusal))
+            return _error(503 if refusal.passing else 409, refusal.reason, str(refusal))
         except (msgspec.MsgspecError, CidrError, KeyError, ValueError) as error:
             said = f"parameter {error} is missing" if isinstance(error, KeyError) else str(error)
-            return _trouble(400, "BadRequest", f"the request cannot be understood: {said}.")
+            return _error(400, "BadRequest", f"the request cannot be understood: {said}.")
         if answer is None:
             return web.Response(status=204)
         return web.Response(body=_encode(answer), headers=_JSON)
@@ -167,7 +167,7 @@ async def _body(request: web.BaseRequest, kind: type[M]) -> M:
     return msgspec.json.decode(await request.read(), type=kind)
 
 
-def _trouble(status: int, reason: str, message: str) -> web.Response:
+def _error(status: int, reason: str, message: str) -> web.Response:
     return web.Response(status=status, body=_encode(ErrorAnswer(reason, message)), headers=_JSON)
 
 

@@ -92,7 +92,7 @@ class AddressService:
     explain:     a shortage as a sentence: to an owner; with None about the node, and equal for all owners.
     obstacle:    why nothing can be given yet, as a sentence; "" if it can.
     twin:        that another machine gives of the same, as a sentence; "" while none does.
-    check_idle:  raises Refused where something lives by what an owner has, so that nobody may free it by hand.
+    check_idle:  raises NoAddress where something lives by what an owner has, so that nobody may free it by hand.
     listeners:   called when the need of some pool may be different.
     troubled:    called when `unwritable` or `failed` may be.
     why:         why a pod has what it has, or nothing; None: nobody knows.
@@ -142,7 +142,7 @@ class AddressService:
         wait: float = WAIT_SECONDS,
         uid: str = "",
     ) -> OwnerHolding:
-        """What the owner has from now on; uid: of the pod. Raises Refused."""
+        """What the owner has from now on; uid: of the pod. Raises NoAddress."""
         began = self.clock()
         try:
             holding = await self._allocate(owner, pool, families, wait, uid)
@@ -179,7 +179,7 @@ class AddressService:
         return holding
 
     async def _chosen(self, owner: Owner, pool: str | None, uid: str) -> Mapping[str, frozenset[Version]] | Problem:
-        """Its pools. Whoever is released meanwhile would be given some, and never release them. Raises Refused."""
+        """Its pools. Whoever is released meanwhile would be given some, and never release them. Raises NoAddress."""
         self._choosing[owner] += 1
         try:
             found = await self.pool_of(owner, pool, uid)
@@ -193,7 +193,7 @@ class AddressService:
                 self._released.discard(owner)
 
     async def release(self, owner: Owner, addresses: Collection[Address] | None = None) -> tuple[Address, ...]:
-        """What the owner had and has no more. Raises Refused."""
+        """What the owner had and has no more. Raises NoAddress."""
         self.check()
         if owner in self._choosing:
             self._released.add(owner)
@@ -208,7 +208,7 @@ class AddressService:
 
     async def collect(self, valid: Collection[tuple[str, str]]) -> tuple[Address, ...]:
         """What attachments (container, interface) had that are none any more. Who has no container is none of the
-        CNI's, and keeps what it has. Raises Refused; nothing is freed then."""
+        CNI's, and keeps what it has. Raises NoAddress; nothing is freed then."""
         self.check()
         gone: list[Address] = []
         held = [owner for owner, _ in self.allocator.held() if owner.container]
@@ -238,7 +238,7 @@ class AddressService:
         self.allocator.provide(supply)
 
     def check(self) -> None:
-        """Raises Refused where nothing can be given."""
+        """Raises NoAddress where nothing can be given."""
         if self.unwritable and not self.obstacle:
             self._write_now()
         if self.unwritable:
@@ -247,7 +247,7 @@ class AddressService:
             raise NoAddress("NotReady", self.obstacle)
 
     def check_giving(self) -> None:
-        """Raises Refused where nothing can be given now; what was given may still be released."""
+        """Raises NoAddress where nothing can be given now; what was given may still be released."""
         self.check()
         if why := self.twin():
             raise NoAddress("TwoAgents", f"nothing is given, as both would give the same: {why}")
@@ -322,7 +322,7 @@ class AddressService:
     # ------------------------------------------------------------------------------------------------------- writing
 
     async def written(self) -> None:
-        """Once all that the allocator has done so far is written down. Raises Refused."""
+        """Once all that the allocator has done so far is written down. Raises NoAddress."""
         if self.allocator.unwritten:
             done = asyncio.get_running_loop().create_future()
             self._writes.append(done)

@@ -59,7 +59,7 @@ class Wish(NamedTuple):
 
 
 class Attachments:
-    """See the module. mtu: of pods that come, in bytes; 0 for the kernel's default. Raises Refused where it is not
+    """See the module. mtu: of pods that come, in bytes; 0 for the kernel's default. Raises NoAddress where it is not
     known: a pod keeps for life what it begins with."""
 
     def __init__(
@@ -140,7 +140,7 @@ class Attachments:
         return endpoint, wired
 
     def _note(self, wish: Wish) -> None:
-        """Raises Refused."""
+        """Raises NoAddress."""
         try:
             self._networks.note(wish.key, wish.network)
         except OSError as error:
@@ -213,7 +213,7 @@ class Attachments:
 
     async def remove(self, key: Key, pod: PodOf, known: Collection[str] = ()) -> bool:
         """What this pod has by this interface is given back; whether it was its own. known: the addresses that it had
-        when it was added, where the runtime says so. Raises Refused, WiringFailed: then it is to be asked again."""
+        when it was added, where the runtime says so. Raises NoAddress, WiringFailed: then it is to be asked again."""
         adding = self._adding.get(key)
         if adding is not None and _is_same(adding[0], pod):
             adding[1].cancel()

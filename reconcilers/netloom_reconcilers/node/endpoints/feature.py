@@ -232,7 +232,7 @@ class EndpointsFeature(NodeFeature):
         return ""
 
     def _check_idle(self, owner: Owner) -> None:
-        """Raises Refused: whoever got next what a wired interface has would share it."""
+        """Raises NoAddress: whoever got next what a wired interface has would share it."""
         if owner.container and not self._known:
             raise NoAddress("NotReady", f"{_BEGINNING} Nothing that may be in use is freed meanwhile.")
         if self.attachments.is_wired((owner.container, owner.interface)):

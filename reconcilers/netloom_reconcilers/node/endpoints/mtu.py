@@ -25,7 +25,7 @@ class PodMtu:
         return mesh.pod_mtu if mesh is not None else 0
 
     def known(self) -> int:
-        """The same. Raises Refused where it is not known."""
+        """The same. Raises NoAddress where it is not known."""
         if why := self.unknown():
             raise NoAddress("MtuUnknown", why)
         return self.now()

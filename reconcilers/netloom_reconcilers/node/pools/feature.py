@@ -123,7 +123,7 @@ class PoolsFeature(NodeFeature):
         )
 
     async def why(self, name: str) -> Why:
-        """Why a pod of this node has what it has, or nothing. Raises Refused."""
+        """Why a pod of this node has what it has, or nothing. Raises NoAddress."""
         network, reconciler = self.context.networks.get(NETWORK_NAME), self._reconciler
         if network is None or reconciler is None:
             raise NoAddress("NotReady", "the objects are not read yet.")
