@@ -92,7 +92,7 @@ class PodRoutes(Part[Pods]):
 
     def _write(self, outcome: Outcome, command: str, key: str, attempt: Attempt) -> None:
         item = ("pod", key)
-        if item in attempt.held:
+        if item in attempt.delayed:
             return
         self.commands.append(command)
         whole = f"ip -n {self._node.name} {command} proto {ROUTE_PROTOCOL} metric {METRIC}"

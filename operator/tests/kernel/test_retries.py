@@ -29,11 +29,11 @@ class Clocked:
             self.retries.drifted(ROUTE)
             self.retries.written(ROUTE[0], [ROUTE[1]])
 
-    def held(self, now: float) -> bool:
+    def delayed(self, now: float) -> bool:
         """Whether the entry has to wait, in passes that begin now."""
         self.now = now
         self.retries.begin()
-        return self.retries.held() == {ROUTE}
+        return self.retries.delayed() == {ROUTE}
 
     @property
     def contended(self) -> bool:
@@ -51,42 +51,42 @@ def test_failures_double_their_delay_up_to_a_limit(clocked: Clocked) -> None:
     delays = []
     for _ in range(12):
         clocked.refused()
-        assert clocked.held(clocked.now)
+        assert clocked.delayed(clocked.now)
         tried = clocked.retries.next() or clocked.now
         delays.append(round(tried - clocked.now, 3))
-        assert not clocked.held(tried)
+        assert not clocked.delayed(tried)
     assert delays[:4] == [0.1, 0.2, 0.4, 0.8]
     assert delays[-1] == LONGEST_SECONDS
 
 
-def test_what_was_held_is_waited_for_even_if_its_time_came_meanwhile(clocked: Clocked) -> None:
+def test_what_was_delayed_is_waited_for_even_if_its_time_came_meanwhile(clocked: Clocked) -> None:
     entries = clocked.retries
     entries.begin()
     clocked.refused()
     clocked.now = 100.0 + FIRST_SECONDS - 0.0005  # the timer ended early
     entries.begin()
-    assert entries.held() == {ROUTE}
+    assert entries.delayed() == {ROUTE}
     clocked.now += 0.001
-    assert entries.held() == {ROUTE}
+    assert entries.delayed() == {ROUTE}
     assert entries.next() == 100.0 + FIRST_SECONDS
     entries.begin()
-    assert entries.held() == set()
+    assert entries.delayed() == set()
     assert entries.next() is None
 
 
 def test_the_first_repairs_are_immediate_and_a_fight_is_not(clocked: Clocked) -> None:
     clocked.repaired(FREE_REPAIRS)
-    assert not clocked.held(100.0)
+    assert not clocked.delayed(100.0)
     assert not clocked.contended
     clocked.repaired()
-    assert clocked.held(100.0)
+    assert clocked.delayed(100.0)
     assert clocked.contended
 
 
 def test_an_entry_that_was_written_is_forgotten_unless_it_is_fought_over(clocked: Clocked) -> None:
     clocked.refused()
     clocked.retries.written(ROUTE[0], [ROUTE[1]])
-    assert not clocked.held(100.0)
+    assert not clocked.delayed(100.0)
     assert clocked.retries.next() is None
     clocked.repaired()
     clocked.repaired(FREE_REPAIRS)
@@ -95,9 +95,9 @@ def test_an_entry_that_was_written_is_forgotten_unless_it_is_fought_over(clocked
 
 def test_quiet_is_forgiven(clocked: Clocked) -> None:
     clocked.repaired(FREE_REPAIRS + 1)
-    clocked.held(100.0 + QUIET_SECONDS)
+    clocked.delayed(100.0 + QUIET_SECONDS)
     assert clocked.contended
-    clocked.held(101.0 + QUIET_SECONDS)
+    clocked.delayed(101.0 + QUIET_SECONDS)
     assert not clocked.contended
     assert clocked.retries.next() is None
 
@@ -105,19 +105,19 @@ def test_quiet_is_forgiven(clocked: Clocked) -> None:
 def test_quiet_is_forgiven_by_the_event_that_ends_it(clocked: Clocked) -> None:
     """Events come before anything expires: the first repair after a long peace is as immediate as the very first."""
     clocked.repaired(FREE_REPAIRS + 20)
-    assert clocked.held(100.0)
+    assert clocked.delayed(100.0)
     clocked.now = 100.0 + LONGEST_SECONDS + QUIET_SECONDS
     clocked.repaired()
-    assert not clocked.held(clocked.now)
+    assert not clocked.delayed(clocked.now)
     assert not clocked.contended
 
 
 def test_the_end_of_a_fight_is_waited_for(clocked: Clocked) -> None:
     clocked.repaired(FREE_REPAIRS + 1)
-    clocked.held(100.0)
+    clocked.delayed(100.0)
     tried = clocked.retries.next()
     assert tried == 100.0 + FIRST_SECONDS
-    clocked.held(tried)
+    clocked.delayed(tried)
     assert clocked.retries.next() == tried + QUIET_SECONDS
     clocked.now = tried + QUIET_SECONDS
     assert not clocked.contended

@@ -144,7 +144,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
             await worker.submit(row_messages.encode_routes([(key, None, None) for key in in_the_way]))
             for key in in_the_way:
                 routes.gone(key)
-        for device in [device for device in self.odd if ("link", device) not in attempt.held]:
+        for device in [device for device in self.odd if ("link", device) not in attempt.delayed]:
             endpoint = self.desired.get(device)
             if endpoint is not None:
                 await self._put_right(worker, endpoint, outcome)
@@ -160,7 +160,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
         names = [
             device
             for device in self.odd
-            if self.desired.get(device) is None and device in self.ends and ("link", device) not in attempt.held
+            if self.desired.get(device) is None and device in self.ends and ("link", device) not in attempt.delayed
         ]
         if names:
             refused = await worker.call(lambda commands: delete_ends(commands, names))

@@ -42,7 +42,7 @@ class RivalPodRoutes:
             del self.found[key]
             self.doubtful.add(key.prefix)
         self.doubtful &= self._rows.owners.keys()
-        again = {key.prefix for key in self.found if ("route", key) not in attempt.held}
+        again = {key.prefix for key in self.found if ("route", key) not in attempt.delayed}
         standing = {prefix: self._rows.standing(prefix) for prefix in self.doubtful | again}
         keys = {prefix.packed: key for prefix, key in standing.items() if key is not None}
         self.doubtful -= {key.prefix for key in keys.values()}  # what is not there yet is asked about when it is

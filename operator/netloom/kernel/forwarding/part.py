@@ -117,7 +117,7 @@ class ForwardPart(Part[ForwardingState]):
             item = self.item(family)
             if not due.any:
                 outcome.written.append((item[0], [item[1]]))
-            elif item not in attempt.held:
+            elif item not in attempt.delayed:
                 refused = await self.write(worker, family, due)
                 self.due = True
                 if refused and (attempt.fresh or item in attempt.failing):

@@ -220,7 +220,7 @@ class Keeper(Generic[D, R]):
         retries = self._retries
         retries.begin()
         for part in self._parts:
-            if part.state in retries.failing and part.state not in retries.held():
+            if part.state in retries.failing and part.state not in retries.delayed():
                 part.doubt()
         fresh: set[Part[D]] = set()
         for _ in range(ROUNDS):
@@ -274,7 +274,7 @@ class Keeper(Generic[D, R]):
 
     def _attempt(self, part: Part[D], fresh: set[Part[D]]) -> Attempt:
         """As things are now: what an event has shown in this pass has to wait in it already."""
-        return Attempt(self._retries.held(), self._retries.failing, part in fresh)
+        return Attempt(self._retries.delayed(), self._retries.failing, part in fresh)
 
     def _note(self, outcome: Outcome) -> None:
         for item in outcome.repaired:

@@ -40,7 +40,7 @@ class OwnedTable(Part[D], ABC):
         """Whether there is to be a table."""
 
     @abstractmethod
-    def _transaction(self, held: Set[Hashable]) -> Transaction:
+    def _transaction(self, delayed: Set[Hashable]) -> Transaction:
         """What makes all right that may be tried now."""
 
     @abstractmethod
@@ -66,7 +66,7 @@ class OwnedTable(Part[D], ABC):
 
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Write what is due. Refused on the strength of old knowledge, it is tried again on that of new."""
-        due = self._transaction(attempt.held)
+        due = self._transaction(attempt.delayed)
         came, refused = await due.submit(worker, attempt)
         outcome = Outcome(refused=refused)
         if came is Came.DONE:

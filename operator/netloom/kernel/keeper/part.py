@@ -44,10 +44,10 @@ class Outcome(msgspec.Struct):
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """What an attempt has to know: entries that must wait (`held`), entries that fail already, and whether all that is
-    owned was read since the passes began (`fresh`)."""
+    """What an attempt has to know: entries that must wait (`delayed`), entries that fail already, and whether all that
+    is owned was read since the passes began (`fresh`)."""
 
-    held: Set[Hashable] = frozenset()
+    delayed: Set[Hashable] = frozenset()
     failing: Set[Hashable] = frozenset()
     fresh: bool = False
 
@@ -108,7 +108,7 @@ class Part(ABC, Generic[D]):
 
     @abstractmethod
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
-        """Make or change what is missing or different, apart from what is held. Raises AnswerLost, OSError."""
+        """Make or change what is missing or different, apart from what is delayed. Raises AnswerLost, OSError."""
 
     async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Remove what is owned and not wanted. The parts of a keeper are asked for this in the reverse order, after all

@@ -62,9 +62,9 @@ class Delay(msgspec.Struct):
 class Retries:
     """Failures and drift by entry, with their delays.
 
-    The clock is read once for all passes that follow each other, by `begin`: what is held then is held in all of them,
-    and `next` says when the first of that comes, which may be over by the time somebody asks. Asked at two moments, an
-    entry whose time came between them would neither be tried nor waited for.
+    The clock is read once for all passes that follow each other, by `begin`: what is delayed then is so in all of
+    them, and `next` says when the first of that comes, which may be over by the time somebody asks. Asked at two
+    moments, an entry whose time came between them would neither be tried nor waited for.
     """
 
     def __init__(self, whose: Callable[[Item], str] = lambda item: "") -> None:
@@ -90,12 +90,12 @@ class Retries:
             del self._delays[item]
             self._delayed.pop(item, None)
 
-    def held(self) -> set[Item]:
+    def delayed(self) -> set[Item]:
         """Entries that have to wait."""
         return {item for item, delay in self._delayed.items() if delay.until > self._moment}
 
     def next(self) -> float | None:
-        """When (monotonic) the first of the entries that were held may be tried, or a fight is over; None: never."""
+        """When (monotonic) the first of the entries that were delayed may be tried, or a fight is over; None: never."""
         tries = [delay.until for delay in self._delayed.values() if delay.until > self._moment]
         peace = [delay.forgiven for delay in self._delayed.values() if delay.contended]
         return min(tries + peace, default=None)

@@ -44,7 +44,7 @@ class TableWriter:
         self._encoders = encoders
 
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
-        """Send all that is missing or different and not held back. Raises AnswerLost."""
+        """Send all that is missing or different and not delayed. Raises AnswerLost."""
         batches = list[Batch]()
         for kind, table in self._tables.items():
             if table.pending:
@@ -52,7 +52,7 @@ class TableWriter:
         return await self._outcome(batches)
 
     async def remove(self, worker: Worker, attempt: Attempt) -> Outcome:
-        """Send the deletion of all that is not wanted and not held back. Raises AnswerLost."""
+        """Send the deletion of all that is not wanted and not delayed. Raises AnswerLost."""
         batches: list[Batch] = []
         for kind in reversed(tuple(self._tables)):
             if self._tables[kind].pending:
@@ -60,8 +60,8 @@ class TableWriter:
         return await self._outcome(batches)
 
     def _send(self, worker: Worker, attempt: Attempt, kind: str, writes: Sequence[Write], batches: list[Batch]) -> None:
-        if attempt.held:
-            writes = [write for write in writes if (kind, write[0]) not in attempt.held]
+        if attempt.delayed:
+            writes = [write for write in writes if (kind, write[0]) not in attempt.delayed]
         self._tables[kind].assume(writes)
         for at in range(0, len(writes), BATCH):
             part = writes[at : at + BATCH]

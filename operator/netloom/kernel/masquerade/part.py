@@ -161,19 +161,19 @@ class MasqueradeTable(OwnedTable[Masquerading]):
         if forgotten:
             log.info("flows that began before masquerading begin anew", count=forgotten)
 
-    def _transaction(self, held: Set[Hashable]) -> Transaction:
+    def _transaction(self, delayed: Set[Hashable]) -> Transaction:
         """What makes all right that may be tried now."""
         faults = self._faults()
         anew = TABLE_ITEM in faults
-        if self._whole in held or (anew and TABLE_ITEM in held):
+        if self._whole in delayed or (anew and TABLE_ITEM in delayed):
             return Transaction(TABLE_KEY)
         if not self.families:
             return Transaction(TABLE_KEY, ruleset.removal() if faults else (), anew=True)
-        writes = [write for write in self.sets.writes(anew=anew) if write.item not in held]
+        writes = [write for write in self.sets.writes(anew=anew) if write.item not in delayed]
         if anew:
             first, last = ruleset.creation(self.families, replace=self._seen.table is not None)
             return Transaction(TABLE_KEY, [*first, *writes, *last], anew=True, rules=True)
-        if RULES_ITEM in faults and RULES_ITEM not in held:
+        if RULES_ITEM in faults and RULES_ITEM not in delayed:
             return Transaction(TABLE_KEY, [*writes, *ruleset.replacement(self.families, self._seen)], rules=True)
         return Transaction(TABLE_KEY, writes)
 

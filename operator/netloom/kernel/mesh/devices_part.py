@@ -90,11 +90,11 @@ class MeshDevices(Part[Desired]):
         """Prepare all that rows stand on, and tell them. What cannot be done is in the outcome, and the rest is done
         all the same."""
         self.found.surplus = False
-        if not self.due and self._undone <= attempt.held:
+        if not self.due and self._undone <= attempt.delayed:
             return Outcome()
         self._expected = self._expected or self._moved
         self._due, self._outgoing = False, self._mesh.fib.outgoing
-        work = DeviceWork(worker.commands, self._record, self._node, attempt.held)
+        work = DeviceWork(worker.commands, self._record, self._node, attempt.delayed)
         known = self._mesh.device_state.tunnels
         self.found = found = await worker.call(lambda _commands: work.prepare(self._mesh.fib, known))
         self._undone = work.undone
@@ -128,7 +128,7 @@ class MeshDevices(Part[Desired]):
         """Remove what nothing stands on any more."""
         if not self.found.surplus:
             return Outcome()
-        work = DeviceWork(worker.commands, self._record, self._node, attempt.held)
+        work = DeviceWork(worker.commands, self._record, self._node, attempt.delayed)
         await worker.call(lambda _commands: work.tear_down())
         self._undone |= work.undone
         return work.outcome(drift=False)
@@ -205,13 +205,13 @@ class DeviceWork:
     """One go at the devices, in a thread. `flushed`: the kernel may have dropped what stood on a device."""
 
     def __init__(
-        self, commands: CommandSocket, record: SysctlRecord, node: MeshNode | None, held: Set[Hashable]
+        self, commands: CommandSocket, record: SysctlRecord, node: MeshNode | None, delayed: Set[Hashable]
     ) -> None:
         self.flushed = False
         self._commands = commands
         self._record = record
         self._node = node
-        self._held = held
+        self._delayed = delayed
         self._waiting: set[Item] = set()
         self._done: dict[Item, None] = {}
         self._refused: dict[Item, RefusedEntry] = {}
@@ -354,7 +354,7 @@ class DeviceWork:
         done = False
         for step in steps:
             item = (step.kind, step.key)
-            if item in self._held or item in self._refused:
+            if item in self._delayed or item in self._refused:
                 self._waiting.add(item)
                 continue
             refusal = self._commands.execute([step.message]).get(0)
@@ -378,7 +378,7 @@ class DeviceWork:
     def _switch(self, switches: Iterable[Sysctl]) -> None:
         for sysctl in switches:
             item: Item = ("sysctl", sysctl.name)
-            if item in self._held:
+            if item in self._delayed:
                 self._waiting.add(item)
                 continue
             try:

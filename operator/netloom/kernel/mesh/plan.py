@@ -29,7 +29,7 @@ class PlannedDeviceWork(DeviceWork):
     """Notes what would be done, and goes on as if it had been."""
 
     def __init__(self, commands: CommandSocket, record: SysctlRecord, node: MeshNode | None) -> None:
-        super().__init__(commands, record, node, held=frozenset())
+        super().__init__(commands, record, node, delayed=frozenset())
         self.changes: list[PlannedChange] = []
         self._devices: dict[str, Link] = {}
         self._switched: set[str] = set()

@@ -134,13 +134,13 @@ class DevicesPart(Part[Prefiltering]):
         """Attach the program where it is missing, and have it take the place of one of another version."""
         self.due = False
         outcome = Outcome()
-        held = {name for name in self._refused if _item(name) in attempt.held} - self._new
+        delayed = {name for name in self._refused if _item(name) in attempt.delayed} - self._new
         self._new.clear()
-        self._refused = {name: why for name, why in self._refused.items() if name in held}
+        self._refused = {name: why for name, why in self._refused.items() if name in delayed}
         for ifindex in list(self._links):
             link = self._links.get(ifindex)  # one that was looked at before may have changed it
             wish = self._wishes.get(link.name) if link is not None else None
-            if link is not None and wish is not None and link.name not in held:
+            if link is not None and wish is not None and link.name not in delayed:
                 await self._update(worker, link, wish, outcome)
         self._forget_names()
         return outcome
@@ -151,7 +151,7 @@ class DevicesPart(Part[Prefiltering]):
         ours = self.filter.ours
         for ifindex in list(self._links if ours else ()):
             link = self._links.get(ifindex)
-            if link is not None and link.name not in self._wishes and _item(link.name) not in attempt.held:
+            if link is not None and link.name not in self._wishes and _item(link.name) not in attempt.delayed:
                 for step in steps_to(link, None, ours, 0):
                     refusal = await self._done_by(worker, step)
                     self._note(link, step, refusal, outcome)
@@ -196,9 +196,9 @@ class DevicesPart(Part[Prefiltering]):
         steps = steps_to(link, wish, ours, program, better=self._drivers.may_take(link.ifindex))
         if steps and (not await self._take(worker, link, wish, steps, outcome) or steps[0].detach):
             return  # of two steps events tell one by one: only then it is seen whether it is done
-        held = self._links.get(link.ifindex)
-        if held is not None and program and not steps_to(held, wish, ours, program) and other is None:
-            self._done[link.ifindex] = held.programs
+        delayed = self._links.get(link.ifindex)
+        if delayed is not None and program and not steps_to(delayed, wish, ours, program) and other is None:
+            self._done[link.ifindex] = delayed.programs
             outcome.written.append(("xdp", [link.name]))
 
     async def _take(
@@ -281,12 +281,12 @@ class DevicesPart(Part[Prefiltering]):
         return False
 
     def _took(self, ifindex: int, step: Step) -> None:
-        held = self._links.get(ifindex)
-        if held is None:
+        delayed = self._links.get(ifindex)
+        if delayed is None:
             return
-        others = tuple(each for each in held.programs if each[0] != step.mode)
+        others = tuple(each for each in delayed.programs if each[0] != step.mode)
         mine = () if step.detach else ((str(step.mode), self._program(step.link.name)),)
-        self._links[ifindex] = replace(held, programs=(*others, *mine))
+        self._links[ifindex] = replace(delayed, programs=(*others, *mine))
 
     def _report(self, wish: DeviceWish, link: XdpLink | None) -> DeviceReport:
         if link is None:

@@ -156,7 +156,7 @@ class FilterPart(Part[Prefiltering]):
             self._errors.clear()
             self.due = False
             return Outcome()
-        if not self.due and self._undone <= attempt.held:
+        if not self.due and self._undone <= attempt.delayed:
             return Outcome()
         self.due = self._running() is None  # the devices have not had their turn yet
         return Outcome() if self.due else await worker.call(lambda _: self._work(attempt))
@@ -203,7 +203,7 @@ class FilterPart(Part[Prefiltering]):
         for item, work in ((PROGRAM, self._need_programs), (ENTRIES, self._put)):
             # A program of another version that runs takes the entries as well.
             ready = self.ours and self._numbers and self._opened().has_maps
-            if item in attempt.held or (item == ENTRIES and not ready):
+            if item in attempt.delayed or (item == ENTRIES and not ready):
                 self._undone.add(item)
             elif (refused := self._tried(item, work)) is not None:
                 self._undone.add(item)

@@ -110,7 +110,7 @@ class ProbeDevice(Part[ProbeNode]):
 
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Make what is missing."""
-        if not self.due and self._undone <= attempt.held:
+        if not self.due and self._undone <= attempt.delayed:
             return Outcome()
         self.due = False
         if self.descriptor is not None and not await worker.call(self._holds):
@@ -205,7 +205,7 @@ class ProbeDevice(Part[ProbeNode]):
         done: list[Item],
         refused: list[RefusedEntry],
     ) -> None:
-        if change.item in attempt.held or change.item in self._undone:
+        if change.item in attempt.delayed or change.item in self._undone:
             self._undone.add(change.item)
             return
         refusal = commands.execute([change.message]).get(0)

@@ -232,11 +232,11 @@ class SendersTable(OwnedTable[Senders]):
 
     # -------------------------------------------------------------------------------------------------- writing
 
-    def _transaction(self, held: Set[Hashable]) -> Transaction:
+    def _transaction(self, delayed: Set[Hashable]) -> Transaction:
         """What makes all right that may be tried now."""
         faults, layout = self._faults(), self.layout
         anew = TABLE_ITEM in faults
-        if self._whole in held or (anew and TABLE_ITEM in held):
+        if self._whole in delayed or (anew and TABLE_ITEM in delayed):
             return Transaction(TABLE_KEY)
         if not layout.ports:
             return Transaction(TABLE_KEY, ruleset.removal() if faults else (), anew=True)
@@ -245,11 +245,11 @@ class SendersTable(OwnedTable[Senders]):
                 self.differences.load(name, self._desired.keys.get(name, ()), {})
         gone = [name for name in self.differences.of if str(name) not in layout.sets]
         due = self.differences.writes(gone=gone, anew=anew) if layout.checked else ()
-        writes = [each for each in due if each.item not in held]
+        writes = [each for each in due if each.item not in delayed]
         if anew:
             first, last = ruleset.creation(layout, replace=self._seen.table is not None)
             return Transaction(TABLE_KEY, [*first, *writes, *last], anew=True, rules=True)
-        if RULES_ITEM in faults and RULES_ITEM not in held:
+        if RULES_ITEM in faults and RULES_ITEM not in delayed:
             first, last = ruleset.replacement(layout, self._seen)
             return Transaction(TABLE_KEY, [*first, *writes, *last], rules=True)
         return Transaction(TABLE_KEY, writes)

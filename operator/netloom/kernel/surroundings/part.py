@@ -131,7 +131,7 @@ class LookPart(Part[Surroundings]):
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Look, and set what is to be set."""
         desired = self._desired
-        if desired is None or not (self.due or self._undone - attempt.held):
+        if desired is None or not (self.due or self._undone - attempt.delayed):
             return Outcome()
         self._doubtful, self._looked_at = False, time.monotonic()
         if time.monotonic() >= self._again_at:
@@ -141,7 +141,7 @@ class LookPart(Part[Surroundings]):
             return Outcome()
         rules = await worker.call(suspicious_rules)
         remotes = list(desired.remotes()) if rules else []  # here: the caches are this thread's
-        work = LookWork(self._record, desired, self._overflows, attempt.held)
+        work = LookWork(self._record, desired, self._overflows, attempt.delayed)
         self.found = await worker.call(lambda commands: work.look(commands, rules, remotes))
         self._undone = work.undone
         drift, self._expected = not self._expected, False
@@ -184,13 +184,13 @@ class LookWork:
     """One look, in a thread."""
 
     def __init__(
-        self, record: SysctlRecord, desired: Surroundings, overflows: Overflows, held: Set[Hashable] = frozenset()
+        self, record: SysctlRecord, desired: Surroundings, overflows: Overflows, delayed: Set[Hashable] = frozenset()
     ) -> None:
         self.changes: list[PlannedChange] = []
         self._record = record
         self._desired = desired
         self._overflows = overflows
-        self._held = held
+        self._delayed = delayed
         self._raised = False
         self._done: list[Item] = []
         self._waiting: set[Item] = set()
@@ -218,7 +218,7 @@ class LookWork:
             if ifindex in switches and switches[ifindex].forwarding is False:
                 sysctl = forwarding(name)
                 item: Item = ("sysctl", sysctl.name)
-                if item in self._held:
+                if item in self._delayed:
                     self._waiting.add(item)
                     continue
                 try:
