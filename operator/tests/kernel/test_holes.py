@@ -369,7 +369,7 @@ def test_services_in_a_cluster_cidr_are_reached_by_the_node_itself() -> None:
 def test_where_it_is_not_known_what_services_have_peers_and_former_peers_have_their_own() -> None:
     found, own, cluster = Holes(Lifelines()), Cidr.parse("10.42.1.0/24"), Cidr.parse("10.0.0.0/8")
     found.set_rules(HoleRules((own,), (cluster,), None))
-    found.set_without_way("node-2", (Cidr.parse("10.42.2.0/24"),))
+    found.set_unrouted("node-2", (Cidr.parse("10.42.2.0/24"),))
     found.given_up((Cidr.parse("10.42.3.0/24"),))
     assert sorted(str(hole.prefix) for hole in found.table.desired) == ["10.42.1.0/24", "10.42.2.0/24", "10.42.3.0/24"]
     assert found.left_out == {cluster: "it is not known which addresses are those of Services"}
@@ -382,7 +382,7 @@ def test_where_the_cluster_cidr_is_shared_peers_and_former_peers_have_their_own(
     lifelines.see(AROUND)
     found = Holes(lifelines, clock=lambda: now[0])
     found.set_rules(HoleRules((Cidr.parse("10.42.1.0/24"),), (Cidr.parse("10.0.0.0/8"),)))
-    found.set_without_way("node-2", (Cidr.parse("10.42.2.0/24"), Cidr.parse("10.90.2.0/24")))
+    found.set_unrouted("node-2", (Cidr.parse("10.42.2.0/24"), Cidr.parse("10.90.2.0/24")))
     found.given_up((Cidr.parse("10.42.3.0/24"), Cidr.parse("10.90.0.0/24")))
     assert sorted(str(hole.prefix) for hole in found.table.desired) == ["10.42.1.0/24", "10.42.2.0/24", "10.42.3.0/24"]
     now[0] = holes.FORMER_SECONDS
@@ -419,7 +419,7 @@ def test_a_node_that_comes_into_an_own_or_a_peers_cidr_takes_that_back_too() -> 
     lifelines, own, other = Lifelines(), Cidr.parse("10.42.1.0/24"), Cidr.parse("10.43.1.0/24")
     found = Holes(lifelines)
     found.set_rules(HoleRules((own,)))
-    found.set_without_way("node-2", (other,))
+    found.set_unrouted("node-2", (other,))
     for text, left in (("10.42.1.9", [str(other)]), ("10.43.1.9", [])):
         lifelines.add_node(parse_address(text))
         found.moved((parse_address(text),))
@@ -430,8 +430,8 @@ def test_a_node_that_comes_into_an_own_or_a_peers_cidr_takes_that_back_too() -> 
 def test_a_cidr_that_one_peer_without_a_way_takes_over_from_another_stays_unreachable() -> None:
     found, cidr = Holes(Lifelines()), Cidr.parse("10.43.1.0/24")
     found.set_rules(HoleRules())
-    found.set_without_way("node-2", (cidr,))
-    found.set_without_way("node-3", (cidr,))
-    found.set_without_way("node-2", ())
+    found.set_unrouted("node-2", (cidr,))
+    found.set_unrouted("node-3", (cidr,))
+    found.set_unrouted("node-2", ())
     found.bring_up_to_date()
     assert [str(hole.prefix) for hole in found.table.desired] == [str(cidr)]

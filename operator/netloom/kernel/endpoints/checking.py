@@ -32,7 +32,7 @@ def _here(commands: CommandSocket, endpoint: Endpoint) -> Iterator[str]:
     for step in steps(endpoint, end):
         yield f"its device on the node needs `{step.text}`"
     found = _neighbours(commands, end.ifindex)
-    for address, ifindex, own in row_messages.ways(commands, endpoint.addresses):
+    for address, ifindex, own in row_messages.fib_lookups(commands, endpoint.addresses):
         if own or ifindex != end.ifindex:
             where = "the node itself" if own else device_name(ifindex) if ifindex else "nowhere"
             yield f"{format_address(address)} leads to {where} and not to {end.name}"
@@ -59,7 +59,7 @@ def _in_the_pod(within: CommandSocket, endpoint: Endpoint) -> Iterator[str]:
         if address not in held:
             yield f"{format_address(address)} is not on {endpoint.interface} in the pod"
         yield from _neighbour("in the pod", found.get(gateway, b""), name, endpoint.host_mac)
-        if end.ifindex not in row_messages.ways_out(within, len(address)):
+        if end.ifindex not in row_messages.default_route_links(within, len(address)):
             add = (
                 f"ip {'-6 ' if len(address) == 16 else ''}route add default via {name} dev {endpoint.interface} onlink"
             )

@@ -29,7 +29,7 @@ def lacking(commands: CommandSocket, within: CommandSocket, endpoint: Endpoint) 
         )
         if not any(can_send):
             return f"{name} is up, and cannot send: it has no carrier"
-    for address, _ifindex, own in row_messages.ways(within, endpoint.addresses):
+    for address, _ifindex, own in row_messages.fib_lookups(within, endpoint.addresses):
         if not own:
             return f"{format_address(address)} is on {endpoint.interface}, and has no local route in the pod"
     return ""

@@ -49,14 +49,14 @@ class RivalPodRoutes:
         addresses, refused = list(keys), []
         for at in range(0, len(addresses), BATCH):
             some = addresses[at : at + BATCH]
-            for address, ifindex, own in await worker.call(partial(row_messages.ways, addresses=some)):
+            for address, ifindex, own in await worker.call(partial(row_messages.fib_lookups, addresses=some)):
                 key = keys[address]
                 if ifindex == key.ifindex and not own:
                     self.found.pop(key, None)
                     continue
                 where = "the node itself" if own else device_name(ifindex) if ifindex else "nowhere"
                 ask = f"ip {'-6 ' if len(address) == 16 else ''}route get {format_address(address)}"
-                by = await worker.call(partial(row_messages.way_taken, address=address))
+                by = await worker.call(partial(row_messages.route_taken, address=address))
                 self.found[key] = (
                     f"packets go to {where} all the same, by somebody's address, route or rule (`{ask}`)"
                     f"{f': {by}' if by else ''}. The pod gets none until whoever set that takes it away"

@@ -222,7 +222,7 @@ def encode_addresses(writes: Writes) -> list[bytes]:
     return numbered([delete_address(key.ifindex, key.local) for key, _content, _before in writes])
 
 
-def ask_way(address: Address) -> bytes:
+def ask_route(address: Address) -> bytes:
     """Question: where packets to the address go."""
     return _question(len(address)) % (bytes(4), address)
 
@@ -268,7 +268,7 @@ def read_route(buffer: bytes, start: int, end: int) -> SeenPodRoute | None:
     return SeenPodRoute(RouteKey(prefix, ifindex, metric, tos), EDITED if odd else PLAIN, protocol)
 
 
-def ways_out(commands: CommandSocket, size: int) -> list[int]:
+def default_route_links(commands: CommandSocket, size: int) -> list[int]:
     """The ifindexes of default routes of the family of addresses of this size. Raises RefusedError."""
     family = _FAMILY[size]
 
@@ -279,7 +279,7 @@ def ways_out(commands: CommandSocket, size: int) -> list[int]:
     return read_all(commands, dump_routes(family, 0), read)
 
 
-def own_ways(commands: CommandSocket, address: Address) -> list[int]:
+def own_route_links(commands: CommandSocket, address: Address) -> list[int]:
     """The ifindexes that routes of ours lead this address to, as they are written: with METRIC. Raises RefusedError."""
     family, prefix = _FAMILY[len(address)], Cidr.of(address)
 
@@ -292,26 +292,26 @@ def own_ways(commands: CommandSocket, address: Address) -> list[int]:
     return read_all(commands, dump_routes(family), read)
 
 
-def read_way(buffer: bytes, start: int, end: int) -> tuple[int, bool]:
-    """The answer to `ask_way`: the ifindex, and whether the address is the namespace's own."""
+def read_fib_result(buffer: bytes, start: int, end: int) -> tuple[int, bool]:
+    """The answer to `ask_route`: the ifindex, and whether the address is the namespace's own."""
     kind = ROUTE.unpack_from(buffer, start)[7]
     found = attributes(buffer, start + 12, end)
     return int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder), kind == RTN_LOCAL
 
 
-def ways(commands: CommandSocket, addresses: Sequence[Address]) -> list[tuple[Address, int, bool]]:
+def fib_lookups(commands: CommandSocket, addresses: Sequence[Address]) -> list[tuple[Address, int, bool]]:
     """Where packets to these go: ifindex (0: nowhere), and whether it is the namespace's own. Raises OSError."""
     found: list[tuple[Address, int, bool]] = []
 
     def visit(place: int, kind: int, buffer: bytes, start: int, end: int) -> None:
-        way = (0, False) if kind == wire.NLMSG_ERROR else read_way(buffer, start, end)
-        found.append((addresses[place], *way))
+        result = (0, False) if kind == wire.NLMSG_ERROR else read_fib_result(buffer, start, end)
+        found.append((addresses[place], *result))
 
-    commands.ask(numbered([ask_way(address) for address in addresses]), visit)
+    commands.ask(numbered([ask_route(address) for address in addresses]), visit)
     return found
 
 
-def way_taken(commands: CommandSocket, address: Address) -> str:
+def route_taken(commands: CommandSocket, address: Address) -> str:
     """The route by which packets to the address go, as `ip` names it (`10.1.0.2/32 dev lo metric 0 table 254 proto 4`);
     "" where none is told. Raises OSError."""
     fields = {"family": _FAMILY[len(address)], "dst_len": len(address) * 8, "flags": _RTM_F_FIB_MATCH}

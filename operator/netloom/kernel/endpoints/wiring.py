@@ -248,7 +248,7 @@ class Wiring:
             raise self._explained(refusal, f"{step.text} {where}", step.kind)
 
     def _has_a_way_out(self, step: WiringStep) -> WiringFailed:
-        indexes = row_messages.ways_out(self._inside, len(step.address))
+        indexes = row_messages.default_route_links(self._inside, len(step.address))
         found = [end for index in indexes if (end := look(self._inside, index))]
         device = next((end.name for end in found if end.name != self._endpoint.interface), "another device")
         why = f"the pod has a default route already (by {device}): Netloom makes one interface of a pod, which has it"
@@ -259,7 +259,7 @@ class Wiring:
         an earlier life left. Raises WiringFailed."""
         endpoint, address = self._endpoint, step.address
         # The route itself decides, not where packets go: somebody else's may come before a pod's.
-        for ifindex in row_messages.own_ways(self._commands, address):
+        for ifindex in row_messages.own_route_links(self._commands, address):
             device = device_name(ifindex)
             if ENDPOINTS.link(device) and device != endpoint.device:
                 why = f"{_text(address)} leads to {device}, the device of a pod of which nothing else is known (yet)"
@@ -269,7 +269,7 @@ class Wiring:
 
     def _lead_there(self, host: End) -> None:
         """Raises WiringFailed (address-taken) where packets to an address go anywhere else."""
-        for address, ifindex, own in row_messages.ways(self._commands, self._endpoint.addresses):
+        for address, ifindex, own in row_messages.fib_lookups(self._commands, self._endpoint.addresses):
             if own:
                 raise self._taken(address, f"is an address of the node itself (ip address show to {_text(address)})")
             if ifindex != host.ifindex:

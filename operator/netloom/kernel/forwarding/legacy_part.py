@@ -10,7 +10,7 @@ from netloom.kernel.forwarding.opening import FORWARD, Due, ForwardingState, scr
 from netloom.kernel.forwarding.packets import Chain
 from netloom.kernel.forwarding.part import ForwardPart, ForwardSeen
 from netloom.kernel.forwarding.reading import Base
-from netloom.kernel.forwarding.ways import device_to
+from netloom.kernel.forwarding.underlay import device_to
 from netloom.kernel.keeper.part import Worker
 from netloom.kernel.netlink.sockets import CommandSocket
 

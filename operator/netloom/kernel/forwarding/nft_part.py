@@ -13,7 +13,7 @@ from netloom.kernel.forwarding import reading
 from netloom.kernel.forwarding.blocked import blocked, is_iptables
 from netloom.kernel.forwarding.opening import FORWARD, Due, ForwardingState
 from netloom.kernel.forwarding.part import ForwardPart, ForwardSeen
-from netloom.kernel.forwarding.ways import device_to
+from netloom.kernel.forwarding.underlay import device_to
 from netloom.kernel.keeper.part import Worker
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.nftables import request

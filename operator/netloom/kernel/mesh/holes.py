@@ -83,8 +83,8 @@ class Holes:
         self._applied = False
         self._left_to_network = False
         self._standing: tuple[Cidr, ...] = ()
-        self.without_way: dict[str, tuple[Cidr, ...]] = {}
-        """CIDRs that no route leads to, by peer; to be changed by `set_without_way`."""
+        self.unrouted: dict[str, tuple[Cidr, ...]] = {}
+        """CIDRs that no route leads to, by peer; to be changed by `set_unrouted`."""
         self._former: dict[Cidr, float] = {}
         self._former_lengths: Counter[tuple[int, int]] = Counter()
         self._clock = clock
@@ -114,7 +114,7 @@ class Holes:
         if self._rules is None or self._due:
             return
         wide = (*self._rules.own, *self._rules.cluster)
-        self._due = bool(self._former or self.without_way) or any(
+        self._due = bool(self._former or self.unrouted) or any(
             prefix.contains(Cidr.of(each)) for each in addresses for prefix in wide
         )
 
@@ -144,7 +144,7 @@ class Holes:
             standing.append(prefix)
         self._standing = tuple(prefix for prefix in dict.fromkeys(standing) if prefix not in self.left_out)
         wanted = dict.fromkeys(map(Hole, self._standing), UNREACHABLE)
-        concerned = [*self._former, *(prefix for prefixes in self.without_way.values() for prefix in prefixes)]
+        concerned = [*self._former, *(prefix for prefixes in self.unrouted.values() for prefix in prefixes)]
         wanted |= {Hole(prefix, PASSING): UNREACHABLE for prefix in concerned if self._has_its_own(prefix)}
         for hole in self.table.desired.keys() - wanted:
             self.table.unwant(hole)
@@ -165,15 +165,15 @@ class Holes:
         covered = any(standing.contains(prefix) for standing in self._standing)
         return not (covered or self._carried or self._harm(prefix))
 
-    def set_without_way(self, name: str, prefixes: tuple[Cidr, ...]) -> None:
+    def set_unrouted(self, name: str, prefixes: tuple[Cidr, ...]) -> None:
         """No route leads to these CIDRs of the peer, which nobody else has."""
-        before = self.without_way.get(name, ())
+        before = self.unrouted.get(name, ())
         if before == prefixes:
             return
         if prefixes:
-            self.without_way[name] = prefixes
+            self.unrouted[name] = prefixes
         else:
-            del self.without_way[name]
+            del self.unrouted[name]
         for prefix in before:
             if prefix not in prefixes and prefix not in self._former:
                 self.table.unwant(Hole(prefix, PASSING))

@@ -51,7 +51,7 @@ class Mesh:
         }
         self.device_state = DeviceState()
         self.fib = fib or FibLookups()
-        self.rivals = RivalRoutes(self.routes, self.way_around)
+        self.rivals = RivalRoutes(self.routes, self.wider_route)
         self.peers: dict[str, Peer] = {}
         self.unreachable: dict[str, tuple[Version, ...]] = {}
         """Peers that accept no encapsulation, with CIDRs (of which IP versions) that no network here leads to."""
@@ -206,9 +206,9 @@ class Mesh:
         near = self.withheld.lifelines.near
         for name in names:
             old, new = self._rows.get(name, ()), self._rows_of(name, near)
-            without = self._without_way(name, new)
-            if without or name in self.holes.without_way:
-                self.holes.set_without_way(name, without)
+            without = self._unrouted(name, new)
+            if without or name in self.holes.unrouted:
+                self.holes.set_unrouted(name, without)
             if new == old:
                 continue
             if old:
@@ -284,7 +284,7 @@ class Mesh:
             self.unreachable.pop(name, None)
         return peer_rows
 
-    def _without_way(self, name: str, rows: PeerRows) -> tuple[Cidr, ...]:
+    def _unrouted(self, name: str, rows: PeerRows) -> tuple[Cidr, ...]:
         """The peer's CIDRs that none of these rows leads to, and which no other peer has."""
         peer, routed = self.peers.get(name), 0
         for each in rows:
@@ -305,7 +305,7 @@ class Mesh:
             lost = (prefix for prefix in before if prefix not in after)
             self.holes.given_up(p for p in lost if not any(wider in holders for wider in self.claims.and_wider(p)))
 
-    def way_around(self, prefix: Cidr) -> Cidr | None:
+    def wider_route(self, prefix: Cidr) -> Cidr | None:
         """The route of ours, as it should be, in which the prefix lies."""
         ways = (wider for wider in self.claims.and_wider(prefix) if wider in self.routes.desired)
         return max(ways, key=lambda wider: wider.length, default=None)

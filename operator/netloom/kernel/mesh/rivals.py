@@ -15,7 +15,7 @@ import msgspec
 
 from netloom.cidr import Cidr
 from netloom.kernel.keeper.table import Table
-from netloom.kernel.mesh.rows import DEFAULT_METRIC, EDITED, OddRoute, RouteContent, RouteKey, SeenRoute, way_text
+from netloom.kernel.mesh.rows import DEFAULT_METRIC, EDITED, OddRoute, RouteContent, RouteKey, SeenRoute, hops_text
 
 MOST_AT_ONCE = 4096
 """Foreign routes that are remembered from a reading while it is not known yet which peers there are."""
@@ -44,7 +44,7 @@ class ForeignRoute(msgspec.Struct, frozen=True, gc=False):
 
     def __str__(self) -> str:
         tos, metric = f" tos {self.tos}" if self.tos else "", f" metric {self.metric}" if self.metric else ""
-        return f"{way_text(self.prefix, self.body)}{tos}{metric} proto {self.protocol}"
+        return f"{hops_text(self.prefix, self.body)}{tos}{metric} proto {self.protocol}"
 
 
 class RivalRoute(msgspec.Struct, frozen=True):

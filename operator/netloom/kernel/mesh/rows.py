@@ -55,7 +55,7 @@ EDITED_MAC = b""
 """Value of a neighbour that is no longer a permanent one with a MAC."""
 
 
-def way_text(prefix: Cidr, body: bytes) -> str:
+def hops_text(prefix: Cidr, body: bytes) -> str:
     """Destination and first hop, as `ip` takes them. Of several ways at once none is named."""
     found = attributes(body, 1, len(body))
     words = [f"{_KINDS.get(body[0], '')}{prefix}"]
@@ -90,7 +90,7 @@ class OddRoute(msgspec.Struct, frozen=True, gc=False):
         )
 
     def __str__(self) -> str:
-        where = way_text(self.prefix, self.beside) if self.beside else str(self.prefix)
+        where = hops_text(self.prefix, self.beside) if self.beside else str(self.prefix)
         return f"{where} metric {self.metric} tos {self.tos}"
 
 

@@ -188,14 +188,14 @@ def _both(cidr: Cidr, matched: Cidr | None) -> Address:
 
 
 def _ask(commands: CommandSocket, packets: Sequence[RulePacket]) -> list[RouteAnswer]:
-    ways = [RouteAnswer()] * len(packets)
+    answers = [RouteAnswer()] * len(packets)
     for at in range(0, len(packets), BATCH):
 
         def visit(number: int, kind: int, buffer: bytes, start: int, end: int, at: int = at) -> None:
-            ways[at + number] = _read_way(kind, buffer, start, end)
+            answers[at + number] = _read_answer(kind, buffer, start, end)
 
         commands.ask([_question(number, packet) for number, packet in enumerate(packets[at : at + BATCH])], visit)
-    return ways
+    return answers
 
 
 def _question(sequence: int, packet: RulePacket) -> bytes:
@@ -217,7 +217,7 @@ def _question(sequence: int, packet: RulePacket) -> bytes:
     return wire.HEADER.pack(wire.HEADER_SIZE + len(body), wire.RTM_GETROUTE, wire.REQUEST, sequence, 0) + body
 
 
-def _read_way(kind: int, buffer: bytes, start: int, end: int) -> RouteAnswer:
+def _read_answer(kind: int, buffer: bytes, start: int, end: int) -> RouteAnswer:
     if kind == wire.NLMSG_ERROR:
         return RouteAnswer(error=-int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True))
     found = attributes(buffer, start + wire.ROUTE.size, end)
