@@ -151,7 +151,7 @@ def test_definitions_that_are_deleted_and_applied_again(world: World) -> None:
         crds.install(world.plane)
         world.plane.client.request("POST", NETWORK, NET)
         world.allocate("n1")
-        world.says(n1, f"'unknownWays': {FAKE + 2}", "no known peer's")
+        world.says(n1, f"'retained': {FAKE + 2}", "no known peer's")
         world.allocate("n2")
         world.says(n2, f"'peersHeld': {FAKE + 1}", " lives.")
         world.says(n3, f"'peersHeld': {FAKE}", "this node's own, is not there")

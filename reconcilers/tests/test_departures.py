@@ -99,10 +99,10 @@ class Server(NodeLookup):
 class Part:
     """A kernel side that found ways of peers that nobody knows."""
 
-    unknown = 0
+    retained = 0
 
     async def prune(self) -> None:
-        self.unknown = 0
+        self.retained = 0
 
 
 class World:
@@ -486,19 +486,19 @@ async def test_an_address_that_another_node_has_is_not_kept(world: World) -> Non
 
 
 async def test_what_the_kernel_has_of_nobody_goes_when_every_node_has_its_object(world: World) -> None:
-    world.part.unknown = 3
+    world.part.retained = 3
     world.vanish(4, 5)
     world.departures.look()
     await world.after(20)
-    assert world.part.unknown == 3
+    assert world.part.retained == 3
     assert "3 ways in the kernel are no known peer's" in world.errors()
     world.nodes.put(numbered(4))
     world.nodes.put(node("node-5"))
     await world.after(60)
-    assert world.part.unknown == 3, "a NetloomNode without pod CIDRs explains nothing"
+    assert world.part.retained == 3, "a NetloomNode without pod CIDRs explains nothing"
     world.nodes.put(numbered(5))
     await world.after(60)
-    assert (world.part.unknown, world.errors()) == (0, "")
+    assert (world.part.retained, world.errors()) == (0, "")
 
 
 async def test_a_restart_in_a_whole_world_asks_nothing(world: World) -> None:
@@ -509,10 +509,10 @@ async def test_a_restart_in_a_whole_world_asks_nothing(world: World) -> None:
 
 async def test_a_manifest_that_is_taken_away_counts_after_a_moment(tmp_path: Path) -> None:
     world = World(tmp_path, 5, server=False)
-    world.part.unknown = 2
+    world.part.retained = 2
     world.vanish(3)
     await world.after(1.1)
-    assert (world.routed(), world.part.unknown) == ([2, 4, 5], 0)
+    assert (world.routed(), world.part.retained) == ([2, 4, 5], 0)
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3, 4, 5), (5, 4, 3, 2, 1), (2, 0, 3), (0, 2, 3, 1)])

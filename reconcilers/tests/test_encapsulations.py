@@ -94,7 +94,7 @@ class Kernel:
         self._loose = False
         self.peers: dict[str, tuple[Encapsulation, ...]] = {}
         self.traffic: dict[Encapsulation, int] = {}
-        self.unknown = 0
+        self.retained = 0
 
     @property
     def tunnels(self) -> tuple[Encapsulation, ...]:

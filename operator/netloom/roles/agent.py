@@ -217,7 +217,7 @@ class Agent(Collector):
             "features": [feature.name for feature in self.features],
             "inSync": self._applied and not errors,
             "peersHeld": len(peers.held) + len(peers.completed),
-            "unknownWays": self.departures.unknown,
+            "retained": self.departures.retained,
             "keptPodCIDRs": self.context.own.kept,
             "driftRepaired": sum(report.repaired for report in reports),
             "netlinkWrites": sum(written.values()),

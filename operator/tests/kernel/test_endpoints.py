@@ -604,7 +604,7 @@ async def test_what_nobody_explains_stays_until_all_are_known(lab: Lab) -> None:
     before = place.state()
     async with endpoints_of(place) as keeper:
         assert (await keeper.apply(Endpoints([one.endpoint]))).in_sync
-        assert keeper.unknown == 1
+        assert keeper.retained == 1
         async with running(keeper):
             place.ip(f"link set {two.endpoint.device} down")
             place.ip(f"link set {one.endpoint.device} mtu 1400")
@@ -614,7 +614,7 @@ async def test_what_nobody_explains_stays_until_all_are_known(lab: Lab) -> None:
         for line in ("10.1.0.3", "fd00:1::3"):
             place.ip(f"route replace {line} dev {two.endpoint.device} proto 158 scope link metric 65536")
         await keeper.prune()
-        assert keeper.unknown == 0
+        assert keeper.retained == 0
         assert (await keeper.read_endpoints()) == [found_endpoint_of(one)]
         assert before != place.state()
         assert len(shown(place).splitlines()) == 5
@@ -631,7 +631,7 @@ async def test_a_pod_that_comes_back_before_all_are_known(lab: Lab) -> None:
         await keeper.apply(Endpoints())
         await one.add(keeper)
         assert place.state() == before
-        assert keeper.unknown == 0
+        assert keeper.retained == 0
         assert await one.check(keeper) == []
     async with endpoints_of(place) as keeper:
         await keeper.apply(Endpoints())

@@ -28,11 +28,11 @@ async def test_peers_that_are_not_told_stay_and_come_back_for_nothing(
     plane = await planes.open(retain_unknown=True)
     desired = told()
     report = await plane.apply(desired)
-    assert (report.written, plane.unknown > 0, node.owned()) == ({}, True, before)
+    assert (report.written, plane.retained > 0, node.owned()) == ({}, True, before)
     for number in (3, 2, 4):
         desired.set_peer(told(number).peers[f"node-{number}"])
         assert (await plane.apply(desired)).written == {}
-    assert plane.unknown == 0
+    assert plane.retained == 0
     desired.remove_peer("node-3")
     await plane.apply(desired)
     assert "10.3.0.0/24" not in node.owned(), "a peer that was told and leaves is no unknown one"
@@ -42,9 +42,9 @@ async def test_they_go_once_all_peers_are_known(node: Namespace, planes: Planes)
     await (await planes.open()).apply(mesh(2, 3))
     plane = await planes.open(retain_unknown=True)
     await plane.apply(mesh(2))
-    assert plane.unknown == 2
+    assert plane.retained == 2
     await plane.prune()
-    assert plane.unknown == 0
+    assert plane.retained == 0
     fresh = node.owned()
     await (await planes.open()).apply(mesh(2))
     assert node.owned() == fresh
@@ -56,7 +56,7 @@ async def test_a_restart_in_a_whole_world_spares_nothing(node: Namespace, planes
     plane = await planes.open(retain_unknown=True)
     desired = mesh(2, 3)
     assert (await plane.apply(desired)).written == {}
-    assert plane.unknown == 0
+    assert plane.retained == 0
     desired.remove_peer("node-3")
     await plane.apply(desired)
     assert "10.3.0.0/24" not in node.owned()
@@ -105,14 +105,14 @@ async def test_comparisons_and_events_do_not_end_it(node: Namespace, planes: Pla
     desired.set_peer(peer(4))
     await plane.apply(desired)
     assert "10.3.0.0/24" in node.owned()
-    assert plane.unknown == 2
+    assert plane.retained == 2
 
 
 async def test_it_costs_no_message_at_any_size(node: Namespace, planes: Planes) -> None:
     await (await planes.open()).apply(many(2000))
     plane = await planes.open(retain_unknown=True)
     assert (await plane.apply(Desired(here()))).written == {}
-    assert plane.unknown == 2000
+    assert plane.retained == 2000
 
 
 async def test_known_cidrs_of_nodes_that_are_not_told_are_not_masqueraded(
@@ -123,7 +123,7 @@ async def test_known_cidrs_of_nodes_that_are_not_told_are_not_masqueraded(
     masquerade = await masquerades.open(retain_unknown=True)
     desired = masquerading(peers=())
     report = await masquerade.apply(desired)
-    assert (report.written, masquerade.unknown, ours(node)) == ({}, 6, before)
+    assert (report.written, masquerade.retained, ours(node)) == ({}, 6, before)
     for number in (3, 2, 4):
         desired.set_known(f"node-{number}", masquerading(peers=(number,)).known[f"node-{number}"])
         assert (await masquerade.apply(desired)).written == {}
@@ -131,7 +131,7 @@ async def test_known_cidrs_of_nodes_that_are_not_told_are_not_masqueraded(
     await masquerade.apply(desired)
     assert ours(node) == before, "whoever has held back, holds back until all are known"
     await masquerade.prune()
-    assert masquerade.unknown == 0
+    assert masquerade.retained == 0
     assert "10.3.0.0/24" not in ours(node)
     assert "10.2.0.0/24" in ours(node)
 
@@ -142,4 +142,4 @@ async def test_masquerading_after_a_restart_in_a_whole_world_spares_nothing(
     await (await masquerades.open()).apply(masquerading())
     masquerade = await masquerades.open(retain_unknown=True)
     assert (await masquerade.apply(masquerading())).written == {}
-    assert masquerade.unknown == 0
+    assert masquerade.retained == 0

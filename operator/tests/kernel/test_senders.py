@@ -269,16 +269,16 @@ async def test_what_nobody_explains_after_a_restart_stays_until_all_are_known(
     before = ruleset(node)
     again, desired = await keepers.open(retain_unknown=True), senders(2)
     report = await again.apply(desired)
-    assert (report.written, report.in_sync, again.unknown) == ({}, True, 1)
+    assert (report.written, report.in_sync, again.retained) == ({}, True, 1)
     assert ruleset(node) == before
     add(desired, 3, "10.3.0.0/26")
     assert (await again.apply(desired)).written == {}
-    assert again.unknown == 0
+    assert again.retained == 0
 
     late = await keepers.open(retain_unknown=True)
     await late.apply(senders(2))
     await late.prune()
-    assert (late.report.in_sync, late.unknown) == (True, 0)
+    assert (late.report.in_sync, late.retained) == (True, 0)
     assert ours(node) == GOLDEN
 
 

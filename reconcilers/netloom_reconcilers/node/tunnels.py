@@ -170,7 +170,9 @@ class TunnelsFeature(KernelFeature):
         )
         yield GaugeMetricFamily("netloom_peers", "Remote nodes in the mesh.", value=report.peers)
         yield GaugeMetricFamily(
-            "netloom_unknown_ways", "Routes of an earlier run that no known peer explains.", value=self.keeper.unknown
+            "netloom_retained_routes",
+            "Routes of an earlier run that no known peer explains.",
+            value=self.keeper.retained,
         )
         yield GaugeMetricFamily(
             "netloom_withheld_routes",
@@ -271,7 +273,7 @@ class TunnelsFeature(KernelFeature):
         needed, _ = accepted(routing, self._needs.encapsulations, ())
         held = self.keeper.tunnels  # by one that could never be made nothing comes, and it would be tried on and on
         unneeded = {each for each in before if each not in needed and (each in held or not each.is_tunnel)}
-        if self.keeper.unknown:
+        if self.keeper.retained:
             return LINGER_SECONDS  # somebody may be sent by them of whom nothing is known yet
         self._leaving = {each: left for each, left in self._leaving.items() if each in unneeded}
         now = time.monotonic()

@@ -70,7 +70,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
         return self._resync_due or bool(self._look)
 
     @property
-    def unknown(self) -> int:  # type: ignore[override]
+    def retained(self) -> int:  # type: ignore[override]
         """Host ends that no endpoint explains."""
         return self.count_retained()
 

@@ -166,9 +166,9 @@ class Keeper(Generic[D, R]):
         return []
 
     @property
-    def unknown(self) -> int:
+    def retained(self) -> int:
         """Entries that an earlier life left, that nothing desired explains, and that are retained."""
-        return sum(part.unknown for part in self._parts)
+        return sum(part.retained for part in self._parts)
 
     async def prune(self) -> None:
         """All that is desired is known: what it does not explain goes."""

@@ -75,7 +75,7 @@ class Part(ABC, Generic[D]):
     state: by which the failure to read what is owned is known.
     groups, kinds: multicast groups (netlink.GROUPS) and message types of the events that it is told of.
     due:   something is to be read, or to be tried, without waiting for an event.
-    unknown: entries that an earlier life left, which nobody explains, and which are retained until `release_retained`.
+    retained: entries that an earlier life left, which nobody explains, and which are retained until `release_retained`.
     """
 
     owns: Ownership
@@ -83,7 +83,7 @@ class Part(ABC, Generic[D]):
     groups: tuple[str, ...]
     kinds: frozenset[int]
     due: bool
-    unknown: int = 0
+    retained: int = 0
 
     @abstractmethod
     def want(self, desired: D, retries: Retries) -> None:

@@ -307,8 +307,8 @@ class Mesh:
 
     def wider_route(self, prefix: Cidr) -> Cidr | None:
         """The route of ours, as it should be, in which the prefix lies."""
-        ways = (wider for wider in self.claims.and_wider(prefix) if wider in self.routes.desired)
-        return max(ways, key=lambda wider: wider.length, default=None)
+        wanted = (wider for wider in self.claims.and_wider(prefix) if wider in self.routes.desired)
+        return max(wanted, key=lambda wider: wider.length, default=None)
 
     def _family_rows(self, peer: Peer, size: int, prefixes: list[Cidr]) -> PeerRows:
         """In the first of the peer's encapsulations that is possible; empty if none is."""

@@ -132,7 +132,7 @@ class MeshRows(Part[Desired]):
         return self.mesh.peer_of(kind, key) if kind in self.mesh.tables else ""
 
     @property
-    def unknown(self) -> int:  # type: ignore[override]
+    def retained(self) -> int:  # type: ignore[override]
         """Routes from an earlier life that no peer explains, and that are retained."""
         return len(self.mesh.routes.retained)
 
@@ -192,7 +192,7 @@ class MeshRows(Part[Desired]):
             keys = (key for _, written in outcome.written for key in written)
             self._resync_due = self._resync_due or any(isinstance(key, OddRoute) and key.vague for key in keys)
         if not self.due:
-            self._retaining = self._retaining and bool(self.unknown)
+            self._retaining = self._retaining and bool(self.retained)
         return outcome
 
     def _judged(self, outcome: Outcome, attempt: Attempt) -> Outcome:

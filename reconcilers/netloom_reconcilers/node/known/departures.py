@@ -13,7 +13,7 @@ ask, and only then:
 - What stays is asked for again ever more seldom. Its object, when it comes back, needs no answer.
 - If the server's history went back, to before what was seen of a peer, its Node has a minute to appear again.
 
-The same answers end the wait for what an agent found in its kernel and no object explains (`unknown`): only a whole
+The same answers end the wait for what an agent found in its kernel and no object explains (`retained`): only a whole
 world tells that nobody needs it any more. With manifests there is no server to ask: that a file is gone counts after
 the same moment, or, if this node's own object or the network was missing then, not before a restart.
 """
@@ -81,12 +81,12 @@ class NodesAnswer(msgspec.Struct, frozen=True):
     nodes: int | None = None
 
 
-def question(vanished: Collection[str], peers: int, *, own: str = "", unknown: bool = False) -> Question:
+def question(vanished: Collection[str], peers: int, *, own: str = "", retained: bool = False) -> Question:
     """What to ask about these, of `peers` in all; `own`: the Node of this node, where it must have one."""
     names = tuple(random.sample(sorted(vanished), min(NAMES, len(vanished))))
     many = len(vanished) > NAMES or 2 * len(vanished) >= peers > 0
-    count = unknown or len(vanished) > NAMES
-    return Question((*names, own) if own and (many or unknown) else names, count)
+    count = retained or len(vanished) > NAMES
+    return Question((*names, own) if own and (many or retained) else names, count)
 
 
 def departed(
@@ -141,7 +141,7 @@ class Departures:
     def __post_init__(self) -> None:
         self.controller = Controller(_KEY, self.reconcile)
         self.why = ""
-        """Why vanished peers, or what is unknown, stays; "" where nothing does, or that is not decided yet."""
+        """Why vanished peers, or what is retained, stays; "" where nothing does, or that is not decided yet."""
         self._notice = Notice(self.peers.own, self.events, self.delays, self.clock)
         self._backoff = Backoff(*self.delays.again)
         self._since: dict[str, float] = {}
@@ -152,14 +152,14 @@ class Departures:
         self.networks.subscribe(lambda name, old, new: self.controller.enqueue(_KEY))
 
     def look(self) -> None:
-        """The kernel side may have found what is unknown."""
-        if self.unknown and not self.why:
+        """The kernel side may have retained something."""
+        if self.retained and not self.why:
             self._soon()
 
     @property
-    def unknown(self) -> int:
+    def retained(self) -> int:
         """Ways in the kernel that no known peer explains."""
-        return max((keeper.unknown for keeper in self.keepers), default=0)
+        return max((keeper.retained for keeper in self.keepers), default=0)
 
     def errors(self, *, lasting: bool = False) -> list[str]:
         """What stays that no object asks for, and why, as sentences. `lasting`: only what has been so for a while, in
@@ -174,8 +174,8 @@ class Departures:
             found.append(
                 f"NetloomNodes vanished ({about}); it is not believed that their Nodes left, so they stay peers: {why}"
             )
-        if self.why and (unknown := self.unknown):
-            about = "some" if lasting else str(unknown)
+        if self.why and (retained := self.retained):
+            about = "some" if lasting else str(retained)
             found.append(
                 f"{about} ways in the kernel are no known peer's; they stay until every Node has its NetloomNode."
             )
@@ -205,7 +205,7 @@ class Departures:
     async def reconcile(self, key: str = _KEY) -> float | None:
         """Let go what is known to have left. Seconds until the next look; None if nothing waits for one."""
         again = await self._reconcile()
-        if not self.peers.held and not self.unknown:
+        if not self.peers.held and not self.retained:
             self.why, again = "", None
             self._backoff.reset()
         later = self._notice.note(
@@ -218,14 +218,14 @@ class Departures:
 
     async def _reconcile(self) -> float | None:
         now = self.clock()
-        if not self.peers.held and not self.unknown:
+        if not self.peers.held and not self.retained:
             return None
         if self._is_unsure(now):
             return self.delays.unsure
         if now < self._ask_at:
             return self._ask_at - now
         vanished = [name for name in self.peers.held if name not in self._doubted and not self._too_old(name, now)]
-        if not vanished and not self.unknown:
+        if not vanished and not self.retained:
             self.why = "they went with this node's own object or the network, or the API server's history went back."
             return self.delays.unsure
         try:
@@ -238,7 +238,7 @@ class Departures:
         for name in gone:
             if self._since.get(name, now) <= now:  # else it was back meanwhile
                 self.peers.forget(name)
-        if whole and self.unknown:
+        if whole and self.retained:
             for keeper in self.keepers:
                 await keeper.prune()
         if gone:
@@ -282,13 +282,13 @@ class Departures:
         return version_of(self.watch.position) < seen
 
     async def _find_out(self, vanished: Collection[str]) -> tuple[set[str], bool]:
-        """Which of these left, and whether what is unknown may go. Raises ApiError."""
+        """Which of these left, and whether what is retained may go. Raises ApiError."""
         if self.lookup is None:
             return set(vanished), True
         mine = self.peers.nodes.get(self.peers.own)
         own = self.peers.own if mine is not None and is_owned(mine) else ""
         fresh = [name for name in vanished if name in self._fresh]
-        asked = question(fresh or vanished, len(self.peers), own=own, unknown=bool(self.unknown))
+        asked = question(fresh or vanished, len(self.peers), own=own, retained=bool(self.retained))
         network = self.networks.get(NETWORK_NAME)
         left_out = network.status.ipam.nodes_left_out if network is not None else 0
         answer = await self.lookup.ask(asked, network)
