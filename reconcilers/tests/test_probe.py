@@ -129,7 +129,7 @@ async def test_a_node_that_may_be_gone_since_is_no_alarm(probe: ProbeFeature, mo
     for _ in range(2):
         probe._take(await probe._examined(target, way, whole=False))
     assert [found.reason for found in probe.failing.values()] == ["UnderlayPortDropped"]
-    probe._settle(("n2", 4), "")
+    probe._clear_failure(("n2", 4), "")
     probe._take(replace(GOOD, peer="n3"))
     assert (await probe._examined(target, way, whole=False)).reason == "NeverAnswered"
     probe._has_answered(("n2", 4))

@@ -327,7 +327,7 @@ class ProbeFeature(KernelFeature):
         if found.passes:
             self.unknown.pop(key, None)
             self.passing[key] = found
-            self._settle(key, "packets of pods pass again")
+            self._clear_failure(key, "packets of pods pass again")
             if self._pace.told is None or self._pace.told.ready is None:
                 self.context.changed()
             return
@@ -339,7 +339,7 @@ class ProbeFeature(KernelFeature):
             if found.reason == "NoAnswerAtAll":
                 self._strikes.setdefault(key, 0)  # it is looked at again soon
             else:
-                self._settle(key, "it is not known any more whether packets pass")
+                self._clear_failure(key, "it is not known any more whether packets pass")
             return
         self.unknown.pop(key, None)
         self._strikes[key] = self._strikes.get(key, 0) + (key not in self._doubtful)
@@ -348,7 +348,7 @@ class ProbeFeature(KernelFeature):
             self.failing[key] = found
             self.context.changed()
 
-    def _settle(self, key: Key, what: str) -> None:
+    def _clear_failure(self, key: Key, what: str) -> None:
         """It does not fail, or not any more."""
         self._strikes.pop(key, None)
         self._since.pop(key, None)

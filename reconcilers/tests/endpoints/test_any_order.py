@@ -112,7 +112,7 @@ class World:
             )
             for each in old.attachments.endpoints
         )
-        self.node.attachments.settle()
+        self.node.attachments.forget_others()
         await self.replay(container, pod, fault)
 
     async def replay(self, container: str, pod: str, fault: str) -> None:

@@ -537,7 +537,7 @@ async def test_gc_of_one_network_takes_nothing_of_another(node: Node, tmp_path: 
     again.attachments.restore(
         [FoundEndpoint(device=device_of("c2", "eth0"), container="c2", interface="eth0", mtu=1450)]
     )
-    again.attachments.settle()
+    again.attachments.forget_others()
     assert await again.ask("GC", **valid()) == {}
     assert list(again.held()) == ["default/b c2 eth0"]
     assert await again.ask("GC", name="blue", **valid()) == {}
@@ -550,7 +550,7 @@ async def test_what_was_there_before_a_boot_is_forgotten(node: Node, tmp_path: P
     again = Networks(tmp_path)
     attachments = Attachments(node.service, node.wiring, again)
     assert again.of(("gone", "eth0")) == "blue"
-    attachments.settle()
+    attachments.forget_others()
     assert (tmp_path / FILE).read_text() == "{}"
     assert again.of(("gone", "eth0")) == "netloom"
 

@@ -98,7 +98,7 @@ async def test_who_has_addresses_and_no_interface_is_looked_for(node: Node) -> N
     node.service.checkpoint.close()
     again = Node(node.folder)
     again.attachments.restore([found_endpoint("c1", address)])
-    again.attachments.settle()
+    again.attachments.forget_others()
     lost = again.attachments.lost
     assert [(each.pod, each.interface) for each in lost.values()] == [(f"default/c{n}", "eth0") for n in (2, 3, 4)]
     assert await again.ask("DEL", "c2", "c2") == {}

@@ -145,7 +145,7 @@ class Inspection:
             _skip_equal(told, self._wanted)
             if not told.left:
                 return True
-            self._settle(told)
+            self._classify(told)
         return False
 
     def finish(self) -> Difference | None:
@@ -155,7 +155,7 @@ class Inspection:
         rest = self._wanted.stretch(self._wanted.left)
         return Difference([*self._wrong, *self._missing.items(), *_each(*rest, self._size)], self._surplus)
 
-    def _settle(self, told: _Side[Entry]) -> None:
+    def _classify(self, told: _Side[Entry]) -> None:
         """The next entry that was told is not the next that is wanted."""
         key, value = told.stretch(1)
         if self._wanted.left:

@@ -275,7 +275,7 @@ class Attachments:
 
     # ----------------------------------------------------------------------------------------------------- keeping
 
-    def settle(self) -> None:
+    def forget_others(self) -> None:
         """It is known who runs: what is remembered of others goes."""
         wired = {(each.container, each.interface) for each in self.endpoints}
         held = {

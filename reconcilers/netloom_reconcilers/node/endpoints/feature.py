@@ -209,7 +209,7 @@ class EndpointsFeature(NodeFeature):
             self._kept = True
             if is_known:
                 await keeper.prune()
-                self.attachments.settle()
+                self.attachments.forget_others()
                 self._known = True
                 log.info("the interfaces of pods are known", pods=len(self.attachments.endpoints))
                 self.deletions.look_soon()

@@ -105,7 +105,7 @@ class PoolReconciler:
         if any(not knows(self.allocator, each) and each not in self.allocator.stock.overlapping for each in every):
             return None  # the allocator is about to hear of it, and tells
         now = self.clock()
-        self._settle(every, now)
+        self._resolve_late(every, now)
         self.waiting_since = {pool: self.waiting_since.get(pool, now) for pool in self.allocator.waited_for()}
         default, known = network.spec.ipam.multi_pool.default_pool, dict(self.pools.items())
         self.step = step = self.demand.look(
@@ -143,7 +143,7 @@ class PoolReconciler:
         now = self.clock()
         return now - self.waiting_since.get(pool, now)
 
-    def _settle(self, every: Collection[Cidr], now: float) -> None:
+    def _resolve_late(self, every: Collection[Cidr], now: float) -> None:
         """What came of patches without an answer."""
         for cidr, at in list(self._late.items()):
             if cidr not in every:
