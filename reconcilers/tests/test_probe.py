@@ -260,7 +260,7 @@ async def test_who_asks_in_trouble_is_known_after_one_look_at_all_nodes(
     probe._notice()
     monkeypatch.setattr("netloom_reconcilers.node.probe.addresses_of", counted)
     probe._changed.clear()
-    probe._is_troubled(parse_address("10.42.5.255"))
+    probe._is_unanswered(parse_address("10.42.5.255"))
     assert list(probe._changed) == ["n5"]
     assert len(looked_at) <= 100
     put("n2", "10.43.0.0/24")
@@ -269,8 +269,8 @@ async def test_who_asks_in_trouble_is_known_after_one_look_at_all_nodes(
     looked_at.clear()
     for address, names in {"10.42.2.255": ["n3"], "10.43.0.255": ["n2"], "10.42.3.255": [], "10.42.7.9": []}.items():
         probe._changed.clear()
-        probe._troubled_at = 0.0
-        probe._is_troubled(parse_address(address))
+        probe._unanswered_at = 0.0
+        probe._is_unanswered(parse_address(address))
         assert list(probe._changed) == names
     assert len(looked_at) <= 4
 

@@ -68,7 +68,7 @@ class ProbeFeature(KernelFeature):
         self, context: NodeContext, keeper: ProbeKeeper | None = None, timing: ProbeTiming | None = None
     ) -> None:
         super().__init__(context, keeper or ProbeKeeper(on_report=lambda report: context.changed()))
-        self.prober = Prober(troubled=self._is_troubled, doubted=self._is_doubted)
+        self.prober = Prober(unanswered=self._is_unanswered, doubted=self._is_doubted)
         self.keeper.device.moved = self._device_moved
         self.failing: dict[Key, Finding] = {}
         """What was told to fail."""
@@ -93,7 +93,7 @@ class ProbeFeature(KernelFeature):
         """Peers of which it is not known whether they are gone since: their agents' Leases have yet to be renewed."""
         self._leases = Leases(context)
         self._pace = TellingPace(lambda seconds: asyncio.get_running_loop().call_later(seconds, context.changed))
-        self._troubled_at = self._doubted_at = 0.0
+        self._unanswered_at = self._doubted_at = 0.0
 
     def components(self) -> Mapping[str, Run]:
         """The reconciler, the device, and the probing."""
@@ -356,12 +356,12 @@ class ProbeFeature(KernelFeature):
             log.info(what, peer=key[0], family=key[1])
             self.context.changed()
 
-    def _is_troubled(self, address: Address) -> None:
+    def _is_unanswered(self, address: Address) -> None:
         """A peer that gets no answers from here asked: whether this node's packets reach it, only this node can see."""
         now = time.monotonic()
-        if now - self._troubled_at < AGAIN_SECONDS:
+        if now - self._unanswered_at < AGAIN_SECONDS:
             return
-        self._troubled_at = now
+        self._unanswered_at = now
         if self._whose is None:
             named = ((name, self._nodes.get(name)) for name in self._nodes)
             self._whose = {

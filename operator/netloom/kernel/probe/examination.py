@@ -92,7 +92,7 @@ class Examination:
         self._rejected: Rejection | None = None
         self._nonce = b""
         self._since = since if since is not None else time.monotonic()
-        self._troubled = since is not None
+        self._unanswered = since is not None
 
     async def once(self) -> Evidence | None:
         """One question in the full size; None where no answer came."""
@@ -122,11 +122,11 @@ class Examination:
     async def _ask(self, size: int, seconds: float = 0.0) -> ProbeAnswer | None:
         self._nonce = new_nonce()
         wait = seconds or self._timing.answer
-        troubled = self._troubled
-        answer = await self._prober.ask(self._target.address, size, wait, nonce=self._nonce, troubled=troubled)
+        unanswered = self._unanswered
+        answer = await self._prober.ask(self._target.address, size, wait, nonce=self._nonce, unanswered=unanswered)
         if answer is not None and answer.said is not None:
             return answer
-        self._troubled = True
+        self._unanswered = True
         if answer is not None and answer.rejected is not None:
             self._rejected = answer.rejected
             smaller = answer.rejected.mtu

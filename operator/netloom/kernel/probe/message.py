@@ -14,7 +14,7 @@ NOTHING = bytes(8)
 SMALLEST: Final = _LAYOUT.size
 
 ASK, ANSWER = 1, 2
-SEEN, TROUBLED = 1, 2
+SEEN, UNANSWERED = 1, 2
 FORWARDS = {4: 4, 16: 8}
 """By the length of an address."""
 NO_DEVICE = 16
@@ -28,7 +28,7 @@ class ProbeMessage(msgspec.Struct, frozen=True):
     size:  in an answer, the bytes of the question's packet as it arrived.
     about: in a question, the nonce of another that went by the pods' way.
     flags: SEEN (an answer's: that one arrived), FORWARDS (the sender's own forwarding lets its probe of that
-           family through), TROUBLED (a question's: earlier ones have not been answered), NO_DEVICE (nobody
+           family through), UNANSWERED (a question's: earlier ones have not been answered), NO_DEVICE (nobody
            reads at the sender what comes by the pods' way).
     """
 

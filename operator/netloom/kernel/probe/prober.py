@@ -20,7 +20,7 @@ import msgspec
 
 from netloom.cidr import Address, format_address
 from netloom.kernel.probe import message
-from netloom.kernel.probe.message import ANSWER, ASK, FORWARDS, NO_DEVICE, NOTHING, SEEN, TROUBLED, ProbeMessage
+from netloom.kernel.probe.message import ANSWER, ASK, FORWARDS, NO_DEVICE, NOTHING, SEEN, UNANSWERED, ProbeMessage
 from netloom.kernel.probe.packets import HEADERS, UDP_PORT, Datagram, Rejection, datagram, family_of, parse
 
 PACKETS_PER_SECOND = 200
@@ -62,19 +62,19 @@ class _Budget:
 
 class Prober:
     """See the module. `forwards`: whether this node's own forwarding let the last probe through, by length of address.
-    `troubled(address)` is called when a peer asks and says that it gets no answers; `doubted()`, when one asks by the
+    `unanswered(address)` is called when a peer asks and says that it gets no answers; `doubted()`, when one asks by the
     nodes' own way, as it does where the pods' way fails."""
 
     def __init__(
         self,
         *,
-        troubled: Callable[[Address], None] = lambda address: None,
+        unanswered: Callable[[Address], None] = lambda address: None,
         doubted: Callable[[], None] = lambda: None,
     ) -> None:
         self.addresses: tuple[Address, ...] = ()
         self.mtu = 0
         self.forwards: dict[int, bool] = {}
-        self.troubled = troubled
+        self.unanswered = unanswered
         self.doubted = doubted
         self.answers = 0
         self.descriptor: int | None = None
@@ -100,13 +100,13 @@ class Prober:
         self.listen_at(())
 
     async def ask(
-        self, target: Address, size: int, seconds: float, *, nonce: bytes = b"", troubled: bool = False
+        self, target: Address, size: int, seconds: float, *, nonce: bytes = b"", unanswered: bool = False
     ) -> ProbeAnswer | None:
         """A question to a peer's probe address in a packet of `size` bytes; None where nothing came in `seconds`."""
         source, nonce = self._own(target), nonce or new_nonce()
         if source is None or self.descriptor is None:
             return None
-        flags = (TROUBLED if troubled else 0) | self._own_flags()
+        flags = (UNANSWERED if unanswered else 0) | self._own_flags()
         payload = ProbeMessage(ASK, nonce, flags, self.mtu).encode(size - HEADERS[len(target)])
         packet = datagram(source, target, payload, (_new_port(), UDP_PORT))
         return await self._awaited(nonce, target, seconds, lambda: self._write(packet))
@@ -236,8 +236,8 @@ class Prober:
         payload = reply.encode(len(found.payload))
         self._write(datagram(found.destination, found.source, payload, (UDP_PORT, found.port)))
         self.answers += 1
-        if said.flags & TROUBLED:
-            self.troubled(found.source)
+        if said.flags & UNANSWERED:
+            self.unanswered(found.source)
 
     def _answered(self, said: ProbeMessage, source: Address) -> None:
         waiting = self._waiting.get(said.nonce)
