@@ -97,7 +97,7 @@ async def test_what_cannot_be_written_is_not_told_and_written_later(
     service = begun(tmp_path, "10.0.0.0/29")
     await ask(service, A)
     real, troubles = service.checkpoint.append, list[str]()
-    service.troubled = lambda: troubles.append(service.unwritable)
+    service.changed = lambda: troubles.append(service.unwritable)
 
     def fails(_records: object) -> None:
         raise Unwritable("No space left on device")
@@ -179,7 +179,7 @@ async def test_who_does_not_ask_again_is_forgotten(tmp_path: Path, monkeypatch: 
     with pytest.raises(NoAddress):
         await ask(service, A, wait=0)
     assert service.failed
-    service.troubled = told.set
+    service.changed = told.set
     async with asyncio.timeout(20):
         await told.wait()
     assert not service.failed

@@ -67,7 +67,7 @@ class AddressesFeature(NodeFeature):
         self.service = AddressService(
             self.allocator, Checkpoint(state, context.node_name), self._versions_of, self._explain
         )
-        self.service.troubled = context.changed
+        self.service.changed = context.changed
         self.service.missed = self._missed
         self.service.twin = context.twin
         context.addresses = self.service

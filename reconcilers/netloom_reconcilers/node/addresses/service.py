@@ -94,7 +94,7 @@ class AddressService:
     twin:        that another machine gives of the same, as a sentence; "" while none does.
     check_idle:  raises NoAddress where something lives by what an owner has, so that nobody may free it by hand.
     listeners:   called when the need of some pool may be different.
-    troubled:    called when `unwritable` or `failed` may be.
+    changed:     called when `unwritable` or `failed` may be.
     why:         why a pod has what it has, or nothing; None: nobody knows.
     missed:      called with an owner that released, and had nothing.
     """
@@ -109,7 +109,7 @@ class AddressService:
     twin: Callable[[], str] = lambda: ""
     check_idle: Callable[[Owner], None] = lambda owner: None
     listeners: list[Callable[[], None]] = field(default_factory=list)
-    troubled: Callable[[], None] = lambda: None
+    changed: Callable[[], None] = lambda: None
     why: Callable[[str], Awaitable[msgspec.Struct]] | None = None
     missed: Callable[[Owner], None] = lambda owner: None
 
@@ -270,7 +270,7 @@ class AddressService:
     def _note_failure(self, families: frozenset[Version], short: Shortage) -> None:
         key = short.pool, families or self.versions_of(short.pool)
         self.failed[key] = self.clock(), self.explain(None, short)
-        self.troubled()
+        self.changed()
         asyncio.get_running_loop().call_later(TOLD_SECONDS + TIMER_SECONDS, self._forget_failures)
 
     def _note_success(self, pools: Collection[str], families: frozenset[Version]) -> None:
@@ -278,14 +278,14 @@ class AddressService:
         for key in ended:
             del self.failed[key]
         if ended:
-            self.troubled()
+            self.changed()
 
     def _forget_failures(self) -> None:
-        """Who did not ask again has no trouble any more."""
+        """The failure of who did not ask again counts no more."""
         now = self.clock()
         for key in [key for key, (at, _) in self.failed.items() if at + TOLD_SECONDS <= now]:
             del self.failed[key]
-            self.troubled()
+            self.changed()
 
     def _look_when_rested(self, shortage: Shortage) -> None:
         if shortage.ready_at is not None:
@@ -356,7 +356,7 @@ class AddressService:
         if self.unwritable:
             log.info("the checkpoint of addresses can be written again")
             self.unwritable = ""
-            self.troubled()
+            self.changed()
 
     def _cannot_write(self, why: Unwritable) -> None:
         before = self.unwritable
@@ -369,7 +369,7 @@ class AddressService:
         self.unwritable = f"{self.checkpoint.path} cannot be written: {why}. {so}"
         if before != self.unwritable:
             log.warning("no address is given out", why=self.unwritable)
-            self.troubled()
+            self.changed()
 
     def _changed(self) -> None:
         self._serve_soon()
