@@ -9,7 +9,14 @@ from typing import ClassVar, TypeVar
 
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
 from netloom.kernel.keeper.retries import Item
-from netloom.kernel.keeper.transaction import ELEMENT, TRANSACTION, Came, Transaction, explained, without_nftables
+from netloom.kernel.keeper.transaction import (
+    ELEMENT,
+    TRANSACTION,
+    Transaction,
+    TransactionOutcome,
+    explained,
+    without_nftables,
+)
 from netloom.kernel.netlink import nftables
 
 D = TypeVar("D")
@@ -67,12 +74,12 @@ class OwnedTable(Part[D], ABC):
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Write what is due. Refused on the strength of old knowledge, it is tried again on that of new."""
         due = self._transaction(attempt.delayed)
-        came, refused = await due.submit(worker, attempt)
+        end, refused = await due.submit(worker, attempt)
         outcome = Outcome(refused=refused)
-        if came is Came.DONE:
+        if end is TransactionOutcome.DONE:
             self._wrote(due, outcome)
             await self._follow_up(due, worker)
-        self._resync_due = self._resync_due or came is Came.STALE
+        self._resync_due = self._resync_due or end is TransactionOutcome.STALE
         return outcome
 
     def _wrote(self, done: Transaction, outcome: Outcome) -> None:

@@ -39,7 +39,7 @@ class Write(msgspec.Struct, frozen=True, gc=False):
     deletes: bool = False
 
 
-class Came(Enum):
+class TransactionOutcome(Enum):
     """What came of a transaction: the kernel has done it; it has not, and our knowledge may be old; it would not."""
 
     DONE = "done"
@@ -55,22 +55,22 @@ class Transaction(msgspec.Struct):
     anew: bool = False
     rules: bool = False
 
-    async def submit(self, worker: Worker, attempt: Attempt) -> tuple[Came, list[RefusedEntry]]:
+    async def submit(self, worker: Worker, attempt: Attempt) -> tuple[TransactionOutcome, list[RefusedEntry]]:
         """Have it done, without what the kernel will not take. The first refusal, which may only show that something is
         not as it was, leads to a reading. Raises AnswerLost."""
         found: list[RefusedEntry] = []
         while self.writes:
             refusals = await worker.submit([write.message for write in self.writes])
             if not refusals:
-                return Came.DONE, found
+                return TransactionOutcome.DONE, found
             refused = self._refused(refusals)
             if not attempt.fresh and refused.keys().isdisjoint(attempt.failing):
                 log.info("the kernel refused: reading everything", error=next(iter(refused.values())).error)
-                return Came.STALE, found
+                return TransactionOutcome.STALE, found
             found += refused.values()
             if not self._drop(refused.keys()):
                 break
-        return Came.REFUSED, found
+        return TransactionOutcome.REFUSED, found
 
     def _refused(self, refusals: dict[int, KernelRefusal]) -> dict[Item, RefusedEntry]:
         """What the kernel would not take, in words."""
