@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 from netloom import __version__
 from netloom.api.errors import UserError, WrongUsage
-from netloom.cli import crds, guard, ip, pools, prefilters, uninstall
+from netloom.cli import crds, guard, ip, pools, prefilter, uninstall
 from netloom.cli.help import CommandGroup, show_help
 from netloom.cli.options import (
     Cluster,
@@ -56,7 +56,7 @@ app = typer.Typer(
 app.add_typer(guard.guard, name="guard")
 app.add_typer(ip.ip, name="ip")
 app.add_typer(pools.pools, name="pools")
-app.add_typer(prefilters.prefilter, name="prefilter")
+app.add_typer(prefilter.prefilter, name="prefilter")
 app.command()(guard.webhook)
 app.command()(crds.crds)
 app.command()(uninstall.uninstall)
