@@ -1,6 +1,7 @@
 """What can be looked up in what the documentation says: places that links lead to, commands, options, verbs of make and
-values of the chart. Whether commands do what is written is the matter of other tests."""
+values of the chart, files, modules and errors. Whether commands do what is written is the matter of other tests."""
 
+import builtins
 import json
 import re
 import shlex
@@ -22,6 +23,10 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _SPAN = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _PAGE = re.compile(r"\bdocs/[\w/-]+\.(?:md|yaml|py)(?:#[\w-]+)?")
+_ROOTS = ("operator", "reconcilers")
+_PRODUCT = ("operator/netloom/", "reconcilers/netloom_reconcilers/")
+_PATH = re.compile(r"(?:netloom|netloom_reconcilers|operator/(?:netloom|tests)|reconcilers|e2e|bpf|crds|docs)/[\w./-]*")
+_MODULE = re.compile(r"(?:netloom|netloom_reconcilers|cluster|features|node)(?:\.(?!dev\b)[a-zA-Z_]\w*)+")
 _END = re.compile(r"\s(?:\||&&|\|\||;|>|2>|#)\s?.*")
 """What follows a command in a line of a shell."""
 
@@ -124,6 +129,61 @@ def test_pages_that_programs_name_are_there() -> None:
         if _leads_nowhere(ROOT / "README.md", target)
     ]
     assert not dead
+
+
+def test_files_and_modules_that_pages_name_are_there() -> None:
+    """Who renames a module does not read all that names it. Rows that begin in italics are of what is to come."""
+    names = {file.name for file in _tracked()}
+    wrong = []
+    for page in _pages():
+        prose = "\n".join(line for line in _prose(page).splitlines() if not line.startswith("| *"))
+        folders = [page.parent, *(ROOT / name for name in ("", "operator", "reconcilers", "e2e"))]
+        for word in (word.strip("`,;:") for span in _SPAN.findall(prose) for word in span.split()):
+            if _PATH.fullmatch(word):
+                is_there = any((folder / word).exists() for folder in folders)
+            elif re.fullmatch(r"\w+\.py", word):
+                is_there = word in names
+            else:
+                is_there = not _MODULE.fullmatch(word) or _is_in_a_module(word)
+            if not is_there:
+                wrong.append(f"{_name(page)}: {word}")
+    assert not wrong
+
+
+def test_modules_and_errors_that_the_code_names_are_there() -> None:
+    sources = [file for file in _tracked() if file.suffix == ".py" and _name(file).startswith(_PRODUCT)]
+    assert len(sources) > 300
+    known = set(dir(builtins)) | {name for file in sources for name in _names(file)}
+    wrong = []
+    for file in sources:
+        text = file.read_text()
+        raised = re.findall(r"\b[Rr]aises ((?:[A-Z]\w+(?:, (?:and )?| and | or )?)+)", text)
+        errors = {error for each in raised for error in re.findall(r"[A-Z]\w+", each)} - known
+        modules = {each for each in _SPAN.findall(text) if _MODULE.fullmatch(each) and not _is_in_a_module(each)}
+        wrong += [f"{_name(file)}: {each}" for each in sorted(errors | modules)]
+    assert not wrong
+
+
+def _is_in_a_module(dotted: str) -> bool:
+    """Whether it is a module, or what one defines; of the reconcilers also without the name of their package."""
+    for name in (dotted, f"netloom_reconcilers.{dotted}"):
+        for module, thing in ((name, ""), tuple(name.rsplit(".", 1))):
+            path = module.replace(".", "/")
+            for file in (ROOT / base / f"{path}{end}" for base in _ROOTS for end in (".py", "/__init__.py")):
+                if file.exists() and (not thing or thing in _names(file)):
+                    return True
+    return False
+
+
+@cache
+def _names(file: Path) -> frozenset[str]:
+    """Of what a module defines or imports, and of errors of modules that it imports."""
+    text = file.read_text()
+    imported = re.findall(r"^(?:from [\w.]+ )?import (?:\(([^)]*)\)|(.*))", text, re.MULTILINE)
+    defined = re.findall(r"^ *(?:class|def|async def) (\w+)|^(\w+)(?:: [^=\n]+)? = |\.(\w+Error)\b", text, re.MULTILINE)
+    return frozenset(
+        re.findall(r"\w+", " ".join(word for found in (imported, defined) for each in found for word in each))
+    )
 
 
 def test_commands_and_options_of_netloom_are_there() -> None:

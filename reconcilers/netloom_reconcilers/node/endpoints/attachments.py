@@ -99,8 +99,8 @@ class Attachments:
     # ------------------------------------------------------------------------------------------------------- adding
 
     async def add(self, wish: Wish, sandbox: Sandbox) -> tuple[Endpoint, Wired]:
-        """Addresses and an interface for a pod. Raises Taken, Refused, WiringFailed; nothing is left then, nor where it
-        is cancelled."""
+        """Addresses and an interface for a pod. Raises Taken, NoAddress, WiringFailed; nothing is left then, nor where
+        it is cancelled."""
         async with self._locks.hold(wish.key):
             self._check_free(wish)
             task = asyncio.current_task()
