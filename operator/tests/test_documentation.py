@@ -25,7 +25,9 @@ _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _PAGE = re.compile(r"\bdocs/[\w/-]+\.(?:md|yaml|py)(?:#[\w-]+)?")
 _ROOTS = ("operator", "reconcilers")
 _PRODUCT = ("operator/netloom/", "reconcilers/netloom_reconcilers/")
-_PATH = re.compile(r"(?:netloom|netloom_reconcilers|operator/(?:netloom|tests)|reconcilers|e2e|bpf|crds|docs)/[\w./-]*")
+_PATH = re.compile(
+    r"(?:netloom|netloom_reconcilers|operator/(?:netloom|tests)|reconcilers|e2e|bpf|crds|docs)/[a-z0-9_./-]*"
+)
 _MODULE = re.compile(r"(?:netloom|netloom_reconcilers|cluster|features|node)(?:\.(?!dev\b)[a-zA-Z_]\w*)+")
 _END = re.compile(r"\s(?:\||&&|\|\||;|>|2>|#)\s?.*")
 """What follows a command in a line of a shell."""

@@ -1,1 +1,1 @@
-"""The two roles of the program: what is started, in which order, and who watches over whom."""
+"""The roles of the program: what is started, in which order, and who watches over whom."""
