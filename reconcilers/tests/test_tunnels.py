@@ -28,7 +28,7 @@ from netloom.api.v1alpha1 import (
 from netloom.cidr import Cidr, format_address, parse_address
 from netloom.kernel.keeper.report import Failure
 from netloom.kernel.mac import mac_of
-from netloom.kernel.mesh.desired import Bystander, MeshNode
+from netloom.kernel.mesh.desired import FurtherAddresses, MeshNode
 from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Encapsulation
 from netloom.kernel.mesh.holes import HoleRules
 from netloom.kernel.mesh.keeper import Dataplane, Report
@@ -39,7 +39,7 @@ from netloom.runtime.store import Store
 from netloom_reconcilers.features.node import Obstacle
 from netloom_reconcilers.node import tunnels
 from netloom_reconcilers.node.mesh.cluster_cidrs import hole_rules
-from netloom_reconcilers.node.mesh.reading import LocalNode, bystander_of, node_of, peer_of
+from netloom_reconcilers.node.mesh.reading import LocalNode, further_addresses_of, node_of, peer_of
 from netloom_reconcilers.node.tunnels import TunnelsFeature
 from tests.contexts import context
 
@@ -381,15 +381,15 @@ def test_addresses_that_no_rows_are_made_for_are_known_all_the_same(setting: Set
     setting.nodes.put(msgspec.structs.replace(two, spec=msgspec.structs.replace(two.spec, addresses=more.addresses)))
     desired = setting.tunnels.desired()
     assert desired is not None
-    assert dict(desired.bystanders) == {
-        "node-2": Bystander((parse_address("10.0.0.3"),)),
-        "node-3": Bystander((parse_address("192.168.7.3"),), "2026"),
+    assert dict(desired.further) == {
+        "node-2": FurtherAddresses((parse_address("10.0.0.3"),)),
+        "node-3": FurtherAddresses((parse_address("192.168.7.3"),), "2026"),
     }
     setting.nodes.put(node("node-3", "192.168.7.3", "10.3.0.0/24"))
     setting.nodes.remove("node-2")
     desired = setting.tunnels.desired()
     assert desired is not None
-    assert (dict(desired.bystanders), "node-3" in desired.peers) == ({}, True)
+    assert (dict(desired.further), "node-3" in desired.peers) == ({}, True)
 
 
 def test_an_agent_that_has_said_nothing_speaks_for_no_machine_where_others_do() -> None:
@@ -399,7 +399,7 @@ def test_an_agent_that_has_said_nothing_speaks_for_no_machine_where_others_do() 
         found, _ = peer_of(silent, local)
         assert found is not None
         assert found.speaks is speaks
-        bare = bystander_of(node("node-3", "192.168.7.3"), None, local)
+        bare = further_addresses_of(node("node-3", "192.168.7.3"), None, local)
         assert bare is not None
         assert bare.speaks is speaks
 

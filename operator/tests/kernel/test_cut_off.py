@@ -8,7 +8,7 @@ import pytest
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh import reader
-from netloom.kernel.mesh.desired import Bystander, Desired, Peer
+from netloom.kernel.mesh.desired import Desired, FurtherAddresses, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.keeper import Dataplane
 from netloom.kernel.mesh.node_network import SeenNodeNetwork
@@ -255,14 +255,14 @@ def elsewhere(name: str, underlay: str, *cidrs: str, since: str = "", speaks: bo
         (elsewhere("b", "10.9.2.7", "10.8.0.0/24", since="2026-03"), ""),
         (elsewhere("b", "10.9.2.7", "10.8.0.0/24", since="2026-01", speaks=False), ""),
         (elsewhere("b", "10.9.2.7", "10.8.0.0/24", since="~", held=True), "it holds 10.9.2.7, the address of b"),
-        (Bystander((parse_address("10.9.2.7"),), "2026-01"), "it holds 10.9.2.7, the address of b"),
-        (Bystander((parse_address("10.9.2.7"),), "2026-03"), ""),
-        (Bystander((parse_address("10.9.2.7"),), "2026-01", speaks=False), ""),
+        (FurtherAddresses((parse_address("10.9.2.7"),), "2026-01"), "it holds 10.9.2.7, the address of b"),
+        (FurtherAddresses((parse_address("10.9.2.7"),), "2026-03"), ""),
+        (FurtherAddresses((parse_address("10.9.2.7"),), "2026-01", speaks=False), ""),
     ],
     ids=["older", "as old", "younger", "a pod", "held", "without rows", "the same, younger", "the same, a pod"],
 )
 async def test_a_nodes_address_behind_a_gateway_counts_if_it_is_an_older_machines(
-    node: Namespace, planes: Planes, other: Peer | Bystander, expected: str
+    node: Namespace, planes: Planes, other: Peer | FurtherAddresses, expected: str
 ) -> None:
     plane = await planes.open()
     desired = told(elsewhere("a", "10.7.0.5", "10.9.2.0/24", since="2026-02"))
@@ -271,7 +271,7 @@ async def test_a_nodes_address_behind_a_gateway_counts_if_it_is_an_older_machine
     if isinstance(other, Peer):
         desired.set_peer(other)
     else:
-        desired.set_bystander("b", other)
+        desired.set_further("b", other)
     await plane.apply(desired)
     assert withheld(plane) == ({"10.9.2.0/24": expected} if expected else {})
     assert ("10.9.2.0/24" in routes(node)) == (not expected)
@@ -279,7 +279,7 @@ async def test_a_nodes_address_behind_a_gateway_counts_if_it_is_an_older_machine
     await again.apply(desired)
     assert (withheld(again), again.stats) == (withheld(plane), {})
     desired.remove_peer("b")
-    desired.set_bystander("b", None)
+    desired.set_further("b", None)
     await again.apply(desired)
     assert (routes(node), withheld(again)) == ({"10.9.2.0/24"}, {})
 
@@ -297,7 +297,7 @@ async def test_a_peer_behind_a_gateway_whose_own_address_is_in_its_cidr(node: Na
 async def test_own_pod_cidrs_over_own_networks_are_told(node: Namespace, planes: Planes) -> None:
     plane = await planes.open()
     desired = Desired(here(cidrs=(Cidr.parse("192.168.9.0/24"), *OWN)), [peer(4)])
-    desired.set_bystander("virtual", Bystander((parse_address("10.1.0.7"),), speaks=False))
+    desired.set_further("virtual", FurtherAddresses((parse_address("10.1.0.7"),), speaks=False))
     report = await plane.apply(desired)
     assert [(each.cidr, each.why) for each in report.misplaced] == [("192.168.9.0/24", IN_THE_LAN)]
     assert (await plane.apply(mesh(4))).misplaced == ()

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mac import mac_of
-from netloom.kernel.mesh.desired import Bystander, Desired, Peer
+from netloom.kernel.mesh.desired import Desired, FurtherAddresses, Peer
 from netloom.kernel.mesh.encapsulation import GENEVE, NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.fib import FibResult
 from netloom.kernel.mesh.lifelines import Device, NodeNetwork, NodeRoute
@@ -187,8 +187,8 @@ peers = st.builds(
     held=st.booleans(),
     speaks=st.booleans(),
 )
-bystanders = st.builds(
-    Bystander,
+further = st.builds(
+    FurtherAddresses,
     addresses=st.lists(st.sampled_from([*UNDERLAYS, parse_address("10.3.0.7")]), unique=True).map(tuple),
     since=st.sampled_from(["", "2026-01", "2026-02"]),
     held=st.booleans(),
@@ -226,19 +226,19 @@ class MeshMachine(RuleBasedStateMachine):
         self.fib_lookups: dict[bytes, FibResult] = {}
         self.stopped: set[int] = set()
         self.around = NodeNetwork()
-        self.bystanders: dict[str, Bystander] = {}
+        self.further: dict[str, FurtherAddresses] = {}
 
     @rule(routes=st.sets(st.sampled_from(ROUTES), max_size=2))
     def look_around(self, routes: set[NodeRoute]) -> None:
         self.around = NodeNetwork({3: Device("eth0")}, routes)
         self.mesh.look_around(self.around)
 
-    @rule(name=st.sampled_from(["a", "b", "e"]), bystander=st.none() | bystanders)
-    def set_bystander(self, name: str, bystander: Bystander | None) -> None:
-        self.mesh.set_bystander(name, bystander)
-        self.bystanders.pop(name, None)
-        if bystander is not None:
-            self.bystanders[name] = bystander
+    @rule(name=st.sampled_from(["a", "b", "e"]), further=st.none() | further)
+    def set_further(self, name: str, further: FurtherAddresses | None) -> None:
+        self.mesh.set_further(name, further)
+        self.further.pop(name, None)
+        if further is not None:
+            self.further[name] = further
 
     @rule(one=peers)
     def set_peer(self, one: Peer) -> None:
@@ -257,13 +257,13 @@ class MeshMachine(RuleBasedStateMachine):
 
     @rule(
         some=st.lists(peers, unique_by=lambda one: one.name),
-        others=st.dictionaries(st.sampled_from(["a", "b", "e"]), bystanders, max_size=2),
+        others=st.dictionaries(st.sampled_from(["a", "b", "e"]), further, max_size=2),
     )
-    def replace_peers(self, some: list[Peer], others: dict[str, Bystander]) -> None:
-        self.bystanders = others
+    def replace_peers(self, some: list[Peer], others: dict[str, FurtherAddresses]) -> None:
+        self.further = others
         desired = Desired(None, some)
-        for name, bystander in self.bystanders.items():
-            desired.set_bystander(name, bystander)
+        for name, further in self.further.items():
+            desired.set_further(name, further)
         self.mesh.replace_peers(desired)
         self.peers = {one.name: one for one in some}
 
@@ -293,8 +293,8 @@ class MeshMachine(RuleBasedStateMachine):
         fresh = Mesh()
         fresh.set_device_state(self.device_state)
         fresh.look_around(self.around)
-        for name, bystander in self.bystanders.items():
-            fresh.set_bystander(name, bystander)
+        for name, further in self.further.items():
+            fresh.set_further(name, further)
         for one in sorted(self.peers.values(), key=lambda one: one.name, reverse=True):
             fresh.set_peers([one])
         fresh.fib.set_stopped(self.stopped)

@@ -41,8 +41,8 @@ from netloom_reconcilers.node.mesh.machine import MachineFacts, MachineReconcile
 from netloom_reconcilers.node.mesh.reading import (
     LocalNode,
     at_our_cost,
-    bystander_of,
     conflict_text,
+    further_addresses_of,
     lacks_ipv6,
     misplaced_text,
     node_of,
@@ -239,7 +239,7 @@ class TunnelsFeature(KernelFeature):
             else:
                 self._desired.remove_peer(name)
                 self._needs.forget(name)
-            self._desired.set_bystander(name, bystander_of(node, peer, local) if node is not None else None)
+            self._desired.set_further(name, further_addresses_of(node, peer, local) if node is not None else None)
             costs = node is not None and bool(problems) and at_our_cost(node, local)
             (self.at_our_cost.add if costs else self.at_our_cost.discard)(name)
             self._report(name, problems)

@@ -84,7 +84,7 @@ class Peer(msgspec.Struct, frozen=True, gc=False):
         return self.since, self.name
 
 
-class Bystander(msgspec.Struct, frozen=True, gc=False):
+class FurtherAddresses(msgspec.Struct, frozen=True, gc=False):
     """What a node has of addresses that no rows are made for: it has no pod CIDR, or has them beside the one that its
     packets are sent to. `since`, `held` and `speaks` are as a peer's."""
 
@@ -100,8 +100,8 @@ class Desired:
     def __init__(self, node: MeshNode | None = None, peers: Iterable[Peer] = ()) -> None:
         self.node = node
         self._peers = {peer.name: peer for peer in peers}
-        self.bystanders: dict[str, Bystander] = {}
-        """By name; to be changed by `set_bystander`."""
+        self.further: dict[str, FurtherAddresses] = {}
+        """By name; to be changed by `set_further`."""
         self._touched: set[str] = set()
 
     @property
@@ -120,14 +120,14 @@ class Desired:
         if self._peers.pop(name, None) is not None:
             self._touched.add(name)
 
-    def set_bystander(self, name: str, bystander: Bystander | None) -> None:
+    def set_further(self, name: str, further: FurtherAddresses | None) -> None:
         """What the node of that name, a peer or not, has of further addresses; None: nothing."""
-        if self.bystanders.get(name) == bystander:
+        if self.further.get(name) == further:
             return
-        if bystander is None:
-            del self.bystanders[name]
+        if further is None:
+            del self.further[name]
         else:
-            self.bystanders[name] = bystander
+            self.further[name] = further
         self._touched.add(name)
 
     def take_touched(self) -> set[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from netloom.cidr import WIDTH, Address, Cidr, Version
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.mac import Mac, link_local_of, mac_in
-from netloom.kernel.mesh.desired import Bystander, Desired, Peer
+from netloom.kernel.mesh.desired import Desired, FurtherAddresses, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from netloom.kernel.mesh.fib import FibLookups
 from netloom.kernel.mesh.holes import Holes
@@ -93,9 +93,9 @@ class Mesh:
         if changed and self.peers:
             self._expand(self.claims.overlapping(changed))
 
-    def set_bystander(self, name: str, bystander: Bystander | None) -> None:
+    def set_further(self, name: str, further: FurtherAddresses | None) -> None:
         """A node has these addresses beside those that rows are made for."""
-        moved = self.withheld.set_bystander(name, bystander)
+        moved = self.withheld.set_further(name, further)
         self.holes.moved(moved)
         self._expand(self.claims.around(moved))
 
@@ -103,8 +103,8 @@ class Mesh:
         """Take over a whole state; what is the same object as before costs one look-up."""
         peers, known = desired.peers, self.peers
         self.holes.look_again()
-        for name in self.withheld.bystanders.keys() | desired.bystanders.keys():
-            self.set_bystander(name, desired.bystanders.get(name))
+        for name in self.withheld.further.keys() | desired.further.keys():
+            self.set_further(name, desired.further.get(name))
         for name in [name for name in known if name not in peers]:
             self.remove_peer(name)
         self.set_peers([peer for name, peer in peers.items() if known.get(name) is not peer])

@@ -104,7 +104,7 @@ class MeshRows(Part[Desired]):
         for name in touched:
             retries.forget(mesh.items_of(name))
             peer = desired.peers.get(name)
-            mesh.set_bystander(name, desired.bystanders.get(name))
+            mesh.set_further(name, desired.further.get(name))
             if peer is None:
                 mesh.remove_peer(name)
             else:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from netloom.cidr import Address, Cidr
-from netloom.kernel.mesh.desired import Bystander, Peer
+from netloom.kernel.mesh.desired import FurtherAddresses, Peer
 from netloom.kernel.mesh.lifelines import Lifelines
 from netloom.kernel.mesh.rows import Nexthop, OddRoute, RouteContent, RouteKey
 
@@ -39,9 +39,9 @@ class WithheldRoutes:
         self.reasons: dict[Cidr, str] = {}
         self._peers = peers
         self._holders = holders
-        self.bystanders: dict[str, Bystander] = {}
-        """By name; to be changed by `set_bystander`."""
-        self._bystanding: dict[Address, set[str]] = {}
+        self.further: dict[str, FurtherAddresses] = {}
+        """By name; to be changed by `set_further`."""
+        self._further_names: dict[Address, set[str]] = {}
 
     def is_withheld(self, prefix: Cidr, peer: Peer) -> bool:
         """Decide it, of a CIDR that is this peer's."""
@@ -93,30 +93,30 @@ class WithheldRoutes:
         for address in before:
             self.lifelines.remove_node(address)
 
-    def set_bystander(self, name: str, bystander: Bystander | None) -> tuple[Address, ...]:
+    def set_further(self, name: str, further: FurtherAddresses | None) -> tuple[Address, ...]:
         """What a node has of addresses that no peer's rows need. Returns those about which that is news."""
-        old = self.bystanders.pop(name, None)
-        if old == bystander:
-            if bystander is not None:
-                self.bystanders[name] = bystander
+        old = self.further.pop(name, None)
+        if old == further:
+            if further is not None:
+                self.further[name] = further
             return ()
-        before, after = (old.addresses if old else ()), (bystander.addresses if bystander else ())
+        before, after = (old.addresses if old else ()), (further.addresses if further else ())
         for address in before:
-            self._bystanding[address].discard(name)
-            if not self._bystanding[address]:
-                del self._bystanding[address]
-        if bystander is not None:
-            self.bystanders[name] = bystander
+            self._further_names[address].discard(name)
+            if not self._further_names[address]:
+                del self._further_names[address]
+        if further is not None:
+            self.further[name] = further
         for address in after:
-            self._bystanding.setdefault(address, set()).add(name)
+            self._further_names.setdefault(address, set()).add(name)
         self.move(before, after)
         return (*before, *after)
 
     def _whose(self, address: Address, owner: Peer | None) -> str:
         """Name of the node whose address is a reason, if it is one. `owner`: of the CIDR; None: not known."""
         holder = self._holders.get(address, "")
-        claims: list[tuple[str, Peer | Bystander | None]] = [(holder, self._peers.get(holder))]
-        claims += [(name, self.bystanders[name]) for name in sorted(self._bystanding.get(address, ()))]
+        claims: list[tuple[str, Peer | FurtherAddresses | None]] = [(holder, self._peers.get(holder))]
+        claims += [(name, self.further[name]) for name in sorted(self._further_names.get(address, ()))]
         youngest = owner.since if owner is not None and not owner.held else _ANY
         for name, claim in claims:
             if claim is None:

@@ -57,7 +57,7 @@ class RulePacket(msgspec.Struct, frozen=True):
     iif: int = 0
     inward: bool = False
 
-    def is_astray(self, way: "RouteAnswer", ours: Collection[int]) -> bool:
+    def is_detoured(self, way: "RouteAnswer", ours: Collection[int]) -> bool:
         """Whether it does not get where it should, and a rule has decided so, and not the main table. An error does not
         say which of them it was, unless it is a rule that refuses."""
         if way.error:
@@ -112,7 +112,7 @@ def find_detours(
     packets += [packet for rule in rules for packet in _inward(commands, rule, pods, remotes, names, ours)]
     astray: dict[tuple[PolicyRule, bool], list[tuple[RulePacket, RouteAnswer]]] = {}
     for packet, way in zip(packets, _ask(commands, packets), strict=True):
-        if packet.is_astray(way, ours):
+        if packet.is_detoured(way, ours):
             by = [rule for rule in rules if way.table and (rule.family, rule.table) == (packet.rule.family, way.table)]
             astray.setdefault((by[0] if by else packet.rule, packet.inward), []).append((packet, way))
     return [_detour(rule, inward, found, names) for (rule, inward), found in astray.items()]

@@ -9,7 +9,7 @@ from netloom.api.node_addresses import unusable
 from netloom.api.v1alpha1 import CONTESTED, NETWORK_NAME, NetloomNetwork, NetloomNode, Routing
 from netloom.cidr import WIDTH, Address, Cidr, CidrError, addresses_in, format_address, parse_address
 from netloom.kernel.mac import mac_of
-from netloom.kernel.mesh.desired import Bystander, MeshNode, Peer
+from netloom.kernel.mesh.desired import FurtherAddresses, MeshNode, Peer
 from netloom.kernel.mesh.peer_claims import AddressConflict
 from netloom.kernel.mesh.withheld import WithheldRoute, addresses_of
 from netloom_reconcilers.features.node import Obstacle
@@ -106,7 +106,7 @@ def peer_of(node: NetloomNode, local: LocalNode) -> tuple[Peer | None, tuple[str
     return peer, tuple(problems)
 
 
-def bystander_of(node: NetloomNode, peer: Peer | None, local: LocalNode) -> Bystander | None:
+def further_addresses_of(node: NetloomNode, peer: Peer | None, local: LocalNode) -> FurtherAddresses | None:
     """What a remote node has of addresses beside those that are its peer's; None: nothing."""
     texts = [each.ip for each in node.spec.addresses if each.type in ("InternalIP", CONTESTED)]
     known = addresses_of(peer)
@@ -114,7 +114,7 @@ def bystander_of(node: NetloomNode, peer: Peer | None, local: LocalNode) -> Byst
         return None
     addresses = tuple(address for address in claimed_by(node) if address not in known and address != local.address)
     since = node.metadata.creation_timestamp
-    return Bystander(addresses, since, since == HELD, speaks(node, local)) if addresses else None
+    return FurtherAddresses(addresses, since, since == HELD, speaks(node, local)) if addresses else None
 
 
 def speaks(node: NetloomNode, local: LocalNode) -> bool:
