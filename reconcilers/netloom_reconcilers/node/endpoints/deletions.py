@@ -45,20 +45,20 @@ class NotYet(Exception):
 
 class Deletions:
     """Of one directory. delete: does what a request asks for; raises NotYet where it is to be tried again, and
-    CniError where it never can be done. told: is called when `errors` may be different."""
+    CniError where it never can be done. changed: is called when `errors` may be different."""
 
     def __init__(
         self,
         directory: Path,
         delete: Callable[[Call], Awaitable[None]],
-        told: Callable[[], None] = lambda: None,
+        changed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.directory = directory
         self.done = self.refused = 0
         """How many were made up for, and set aside."""
         self._delete = delete
-        self._told = told
+        self._changed = changed
         self._clock = clock
         self._turn = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -150,13 +150,13 @@ class Deletions:
         if path.name not in self._set_aside:
             log.warning("a deletion that was written down is of no use", file=str(path), why=why)
         self._set_aside[path.name] = self._clock(), sentence
-        self._told()
-        asyncio.get_running_loop().call_later(TOLD_SECONDS + TIMER_SECONDS, self._told)
+        self._changed()
+        asyncio.get_running_loop().call_later(TOLD_SECONDS + TIMER_SECONDS, self._changed)
 
     def _say(self, why: str) -> None:
         if why != self._why:
             self._why = why
-            self._told()
+            self._changed()
 
     def errors(self) -> list[str]:
         """What is not made up for, as sentences."""
@@ -201,7 +201,7 @@ class Deletions:
     def _say_unfollowed(self, why: str) -> None:
         if why != self._unfollowed:
             self._unfollowed = why
-            self._told()
+            self._changed()
 
     async def _pump(self, inotify: Inotify) -> None:
         async for event in inotify:

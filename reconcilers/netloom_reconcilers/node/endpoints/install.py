@@ -102,7 +102,7 @@ class Installer:
         places: Places,
         is_ready: Callable[[], bool],
         repaired: Callable[[Path, str], None] = lambda path, what: None,
-        told: Callable[[], None] = lambda: None,
+        changed: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         meeting: Mapping[str, Path] | None = None,
     ) -> None:
@@ -116,7 +116,7 @@ class Installer:
         """Why the container runtime wires pods by another configuration all the same."""
         self._is_ready = is_ready
         self._repaired = repaired
-        self._told = told
+        self._changed = changed
         self._clock = clock
         self._seen: dict[Path, tuple[int, ...]] = {}
         """How files were when they were as they are to be."""
@@ -158,7 +158,7 @@ class Installer:
         self.installed, self.overruled = found.installed, found.overruled
         self._problems, self._warnings = tuple(found.problems), tuple(found.warnings)
         if before != (self.installed, self._problems, self._warnings):
-            self._told()
+            self._changed()
         return min(found.waits, default=None)
 
     def _keep_all(self, *, is_ready: bool) -> _Found:
@@ -324,7 +324,7 @@ class Installer:
                 await self._follow()
             except* OSError as errors:
                 self._problems = (f"the files of the CNI cannot be kept: {_first(errors)}.",)
-                self._told()
+                self._changed()
                 await asyncio.sleep(BELT_SECONDS)
 
     async def _follow(self) -> None:

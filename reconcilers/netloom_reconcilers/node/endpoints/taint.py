@@ -37,10 +37,10 @@ TAINTED = Resource("", "v1", "nodes", TaintedNode)
 
 
 class Taint:
-    """Of one Node. is_ready: whether pods may come. told: is called when `error` may be different."""
+    """Of one Node. is_ready: whether pods may come. changed: is called when `error` may be different."""
 
     def __init__(
-        self, api: Api, node: str, is_ready: Callable[[], bool], told: Callable[[], None] = lambda: None
+        self, api: Api, node: str, is_ready: Callable[[], bool], changed: Callable[[], None] = lambda: None
     ) -> None:
         self.error = ""
         """Why it cannot be taken off, as a sentence."""
@@ -48,7 +48,7 @@ class Taint:
         self._api = api
         self._node = node
         self._is_ready = is_ready
-        self._told = told
+        self._changed = changed
         self._wake = asyncio.Event()
 
     def look_soon(self) -> None:
@@ -101,5 +101,5 @@ class Taint:
     def _say(self, error: str) -> bool:
         if error != self.error:
             self.error = error
-            self._told()
+            self._changed()
         return not error
