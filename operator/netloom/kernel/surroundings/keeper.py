@@ -8,7 +8,13 @@ from netloom.kernel.keeper.keeper import KeeperOptions
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.netlink.wire import NAMES
-from netloom.kernel.surroundings.part import LookPart, Overflows, PlannedLookWork, Surroundings, SurroundingsFound
+from netloom.kernel.surroundings.part import (
+    Overflows,
+    PlannedSurroundingsWork,
+    Surroundings,
+    SurroundingsFound,
+    SurroundingsPart,
+)
 from netloom.kernel.sysctl import SysctlRecord
 
 RECORD = "surroundings.json"
@@ -42,7 +48,7 @@ class SurroundingsKeeper(RestoringKeeper[Surroundings, SurroundingsReport]):
     def __init__(self, *, run_directory: Path, **options: Unpack[KeeperOptions]) -> None:
         options.setdefault("resync_seconds", LOOK_SECONDS)
         self._record = SysctlRecord(run_directory / RECORD)
-        self._part = LookPart(self._record)
+        self._part = SurroundingsPart(self._record)
         super().__init__((self._part,), **options)
 
     async def open(self) -> None:
@@ -54,7 +60,7 @@ class SurroundingsKeeper(RestoringKeeper[Surroundings, SurroundingsReport]):
         """What `apply` would set. Writes nothing, needs no capability."""
         if not desired.own:
             return []
-        work = PlannedLookWork(self._record, desired, Overflows())
+        work = PlannedSurroundingsWork(self._record, desired, Overflows())
 
         def look(commands: CommandSocket) -> None:
             work.look(commands, [], [])

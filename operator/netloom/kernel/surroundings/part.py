@@ -69,7 +69,7 @@ class SurroundingsFound(msgspec.Struct, frozen=True):
     unfiltered: tuple[UnfilteredBridge, ...] = ()
 
 
-class LookPart(Part[Surroundings]):
+class SurroundingsPart(Part[Surroundings]):
     """See the module."""
 
     owns = Ownership()
@@ -141,7 +141,7 @@ class LookPart(Part[Surroundings]):
             return Outcome()
         rules = await worker.call(suspicious_rules)
         remotes = list(desired.remotes()) if rules else []  # here: the caches are this thread's
-        work = LookWork(self._record, desired, self._overflows, attempt.delayed)
+        work = SurroundingsWork(self._record, desired, self._overflows, attempt.delayed)
         self.found = await worker.call(lambda commands: work.look(commands, rules, remotes))
         self._undone = work.undone
         drift, self._expected = not self._expected, False
@@ -180,7 +180,7 @@ class Overflows:
         return {name: self._count[name] for name, when in self._when.items() if now - when < REMEMBERED_SECONDS}
 
 
-class LookWork:
+class SurroundingsWork:
     """One look, in a thread."""
 
     def __init__(
@@ -264,7 +264,7 @@ class LookWork:
         return Outcome([(kind, [key]) for kind, key in self._done], self._done if drift else [], self._refused)
 
 
-class PlannedLookWork(LookWork):
+class PlannedSurroundingsWork(SurroundingsWork):
     """Notes what would be set."""
 
     def _set(self, sysctl: Sysctl) -> bool:
