@@ -18,7 +18,7 @@ from netloom.kernel.surroundings.keeper import SurroundingsKeeper
 from netloom.kernel.surroundings.part import Surroundings
 from netloom_e2e.namespaces import run
 from netloom_e2e.virtual_machine import IS_GUEST
-from netloom_reconcilers.node import findings
+from netloom_reconcilers.node import surroundings_findings as findings
 from tests.kernel.meshes import here
 from tests.kernel.netns import Lab, Namespace
 

@@ -18,7 +18,7 @@ from netloom.kernel.surroundings.tables import memory_of_machine
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext
-from netloom_reconcilers.node import findings
+from netloom_reconcilers.node import surroundings_findings as findings
 from netloom_reconcilers.node.known.peers import pod_cidrs_of, pods_of
 from netloom_reconcilers.node.mesh.reading import missing
 

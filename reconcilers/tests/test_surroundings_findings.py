@@ -9,7 +9,7 @@ from netloom.kernel.surroundings.detours import Detour
 from netloom.kernel.surroundings.part import SurroundingsFound, UnfilteredBridge
 from netloom.kernel.surroundings.rules import PolicyRule, before_main
 from netloom.kernel.surroundings.tables import Conntrack, NeighbourTable, Tables
-from netloom_reconcilers.node import findings
+from netloom_reconcilers.node import surroundings_findings as findings
 
 GIB = 1 << 30
 RULE = PolicyRule(100, socket.AF_INET, 200, 1)
