@@ -42,9 +42,9 @@ def measured(folder: Path) -> dict[str, float]:
     import msgspec
 
     from netloom.cidr import parse_address
-    from netloom.prefilter.guarding import lifelines_of
     from netloom.prefilter.list_reader import ListReader
     from netloom.prefilter.node_rules import Filter, NodeRules
+    from netloom.prefilter.withheld import lifelines_of
     from netloom_reconcilers.node.prefilter.config_maps import ListConfigMap, read
 
     files = sorted(folder.glob("*.json"))

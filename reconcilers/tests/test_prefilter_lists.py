@@ -10,8 +10,8 @@ import pytest
 
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import ListReference
-from netloom.prefilter.guarding import Lifeline
 from netloom.prefilter.node_rules import Filter, NodeRules
+from netloom.prefilter.withheld import Lifeline
 from netloom_reconcilers.node.prefilter.arrivals import PATIENCE_SECONDS, SETTLE_SECONDS, Arrivals
 from netloom_reconcilers.node.prefilter.config_maps import ConfigMaps, ListConfigMap, Place, read
 from tests.prefilter_setting import Setting, prefilter

@@ -22,11 +22,11 @@ from netloom.api.v1alpha1 import (
 from netloom.cidr import Address, CidrError, Version, addresses_in, parse_address
 from netloom.cli.prefilter_places import Extent, FilterPlace, meant, places
 from netloom.cli.status_text import aligned, safe
-from netloom.prefilter.guarding import Lifeline, lifelines_of
 from netloom.prefilter.lists import ParsedList, parse_list
 from netloom.prefilter.lookup import holding
 from netloom.prefilter.node_rules import Filter, NodeRules
 from netloom.prefilter.records import Records, text_of
+from netloom.prefilter.withheld import Lifeline, lifelines_of
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, NotFound
 from netloom_reconcilers.node.known.peers import pods_of

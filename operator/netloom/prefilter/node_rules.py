@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from netloom.cidr import VERSIONS, Address, Version
-from netloom.prefilter.guarding import Lifeline, LifelineGuard, WithheldEntry
 from netloom.prefilter.lists import ParsedList
 from netloom.prefilter.lookup import holding
 from netloom.prefilter.merging import Merger, Source
 from netloom.prefilter.records import Records, text_of
 from netloom.prefilter.rules import ALLOW, SLOT, Rules
 from netloom.prefilter.slots import assigned
+from netloom.prefilter.withheld import Lifeline, WithheldEntries, WithheldEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class NodeRules:
         self.rules = Rules()
         self.shares: Mapping[str, Share] = {}
         self._merger = Merger(work)
-        self._guards = {version: LifelineGuard(version) for version in VERSIONS}
+        self._withheld = {version: WithheldEntries(version) for version in VERSIONS}
 
     def update(self, filters: Sequence[Filter], lifelines: Sequence[Lifeline]) -> None:
         """`rules` and `shares` of these. May take a second where much changed: to be called in a thread of its own."""
@@ -56,10 +56,10 @@ class NodeRules:
         changed = self._merger.replace(lists, slots)
         confirmed = frozenset(slots[each.name] for each in filters if each.may_cut_off and each.name in slots)
         entries = {4: self.rules.v4, 6: self.rules.v6}
-        for version, guard in self._guards.items():
+        for version, withheld in self._withheld.items():
             merged = self._merger.merged[version]
-            guard.look(merged, changed.get(version, ()), lifelines, confirmed)
-            self._merger.merged[version] = merged = merged.withholding(guard.withheld)
+            withheld.look(merged, changed.get(version, ()), lifelines, confirmed)
+            self._merger.merged[version] = merged = merged.withholding(withheld.entries)
             entries[version] = merged.entries
         made = Rules(entries[4], entries[6], names)
         if changed or made.v4 is not self.rules.v4 or made.v6 is not self.rules.v6 or names != self.rules.names:
@@ -78,7 +78,7 @@ class NodeRules:
         return record, self.rules.names[value & SLOT], bool(value & ALLOW)
 
     def _share(self, name: str, slot: int) -> Share:
-        withheld = [each for guard in self._guards.values() for each in guard.withheld.values() if each.slot == slot]
+        withheld = [each for group in self._withheld.values() for each in group.entries.values() if each.slot == slot]
         counts = {version: self._merger.counts[version] for version in VERSIONS}
         entries = {version: counts[version][slot] + counts[version][slot | ALLOW] for version in VERSIONS}
         for each in withheld:

@@ -10,13 +10,13 @@ import pytest
 
 from netloom.cidr import Cidr, Version, parse_address
 from netloom.prefilter import merging
-from netloom.prefilter.guarding import Lifeline, LifelineGuard, lifelines_of
 from netloom.prefilter.lists import ParsedList, parse_list
 from netloom.prefilter.lookup import decisive
 from netloom.prefilter.merging import Contradiction, Merger, Source
 from netloom.prefilter.node_rules import Filter, NodeRules
 from netloom.prefilter.records import Records, record, text_of
 from netloom.prefilter.rules import ALLOW, ENTRY_SIZES, SLOT, Entries, entries_of, key, value
+from netloom.prefilter.withheld import Lifeline, WithheldEntries, lifelines_of
 
 Lists = dict[Source, Mapping[Version, Records]]
 SLOTS = {"a": 0, "b": 1}
@@ -157,9 +157,9 @@ def withheld(
     merger.replace(lists, SLOTS)
     found = []
     for version, merged in merger.merged.items():
-        guard = LifelineGuard(version)
-        guard.look(merged, None, around, confirmed)
-        found += [f"{text_of(each.record)}: {each.why}" for each in sorted(guard.withheld.values())]
+        withheld = WithheldEntries(version)
+        withheld.look(merged, None, around, confirmed)
+        found += [f"{text_of(each.record)}: {each.why}" for each in sorted(withheld.entries.values())]
     return found
 
 
@@ -247,7 +247,7 @@ def test_what_is_withheld_stays_so_while_others_come_and_go() -> None:
 def test_what_is_withheld_after_changes_is_what_a_first_look_says(seed: int) -> None:
     """And what is left drops no lifeline."""
     draw = random.Random(seed)
-    merger, guards = Merger(), {4: LifelineGuard(4), 6: LifelineGuard(6)}
+    merger, withheld = Merger(), {4: WithheldEntries(4), 6: WithheldEntries(6)}
     lists = drawn_lists(draw)
     parsed: Lists = {}
     for source, texts in lists.items():
@@ -261,14 +261,14 @@ def test_what_is_withheld_after_changes_is_what_a_first_look_says(seed: int) -> 
         confirmed = frozenset({0}) if draw.random() < 0.2 else frozenset()
         changed = merger.replace(dict(parsed), SLOTS)
         for version, merged in merger.merged.items():
-            guards[version].look(merged, changed.get(version, set()), around, confirmed)
-            first = LifelineGuard(version)
+            withheld[version].look(merged, changed.get(version, set()), around, confirmed)
+            first = WithheldEntries(version)
             first.look(merged, None, around, confirmed)
-            assert guards[version].withheld.keys() == first.withheld.keys()
-            merger.merged[version] = merged.withholding(first.withheld)
+            assert withheld[version].entries.keys() == first.entries.keys()
+            merger.merged[version] = merged.withholding(first.entries)
         fresh = Merger()
         fresh.replace(dict(parsed), SLOTS)
-        assert merger.merged[4] == fresh.merged[4].withholding(guards[4].withheld)
+        assert merger.merged[4] == fresh.merged[4].withholding(withheld[4].entries)
         left = merger.merged[4]
         for each in around:
             if each.cidr.length == 32:

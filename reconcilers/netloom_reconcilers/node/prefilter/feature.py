@@ -22,9 +22,9 @@ from netloom.kernel.mesh.node_network_part import NodeNetworkKeeper, read_node_n
 from netloom.kernel.netlink.sockets import AnswerLost
 from netloom.kernel.prefilter.keeper import PrefilterKeeper
 from netloom.kernel.prefilter.prefiltering import Prefiltering
-from netloom.prefilter.guarding import Lifeline, lifelines_of
 from netloom.prefilter.lists import ParsedList, parse_list
 from netloom.prefilter.node_rules import Filter, NodeRules, Share
+from netloom.prefilter.withheld import Lifeline, lifelines_of
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, ConfigError
 from netloom.runtime.manager import Run

@@ -39,11 +39,11 @@ class WithheldEntry(NamedTuple):
     why: str
 
 
-class LifelineGuard:
-    """Of one family. `withheld`: by record, in no order."""
+class WithheldEntries:
+    """Of one family. `entries`: by record, in no order."""
 
     def __init__(self, version: Version) -> None:
-        self.withheld: dict[bytes, WithheldEntry] = {}
+        self.entries: dict[bytes, WithheldEntry] = {}
         self._version = version
         self._lifelines: dict[Cidr, Lifeline] = {}
         self._given: Sequence[Lifeline] = ()
@@ -58,7 +58,7 @@ class LifelineGuard:
         lifelines: Sequence[Lifeline],
         confirmed: frozenset[int],
     ) -> None:
-        """Brings `withheld` up to date. changed: entries that may be others than at the last look, None: all may be.
+        """Brings `entries` up to date. changed: entries that may be others than at the last look, None: all may be.
         lifelines: all of them, the same object if they are the same; of two of one CIDR the first is told. confirmed:
         slots that may cut the node off."""
         now = self._lifelines if lifelines is self._given else self._of_family(lifelines)
@@ -80,8 +80,8 @@ class LifelineGuard:
             if found := tuple(self._asked(merged, now[cidr])):
                 self._by_lifeline[cidr] = found
         held = [self._by_lifeline[cidr] for cidr in reversed(now) if cidr in self._by_lifeline]  # the first is told
-        self.withheld = {each.record: each for some in held for each in some}
-        self.withheld |= {each.record: each for each in self._everybody(merged)}
+        self.entries = {each.record: each for some in held for each in some}
+        self.entries |= {each.record: each for each in self._everybody(merged)}
 
     def _of_family(self, lifelines: Iterable[Lifeline]) -> dict[Cidr, Lifeline]:
         found: dict[Cidr, Lifeline] = {}
