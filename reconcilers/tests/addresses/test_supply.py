@@ -21,7 +21,7 @@ from netloom.api.v1alpha1 import (
 from netloom.cidr import Cidr, parse_address
 from netloom.ipam.address_stock import Supply
 from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage
-from netloom_reconcilers.node.addresses import explaining
+from netloom_reconcilers.node.addresses import telling
 from netloom_reconcilers.node.addresses.supply import provision, versions_of
 from netloom_reconcilers.node.mesh.reading import on_tunnel_devices
 
@@ -150,7 +150,7 @@ def test_who_gets_none_is_told_why(supply: Supply, pool: str, said: str) -> None
     if pool == "web" and not supply.blocks["web"]:
         short = Shortage("web", frozenset({4}))
     assert isinstance(short, Shortage)
-    text = explaining.shortage("default/b gets", "n1", supply, short, made.need(pool, 0))
+    text = telling.shortage("default/b gets", "n1", supply, short, made.need(pool, 0))
     assert text.startswith("default/b gets no ")
     assert text.endswith(f"on node n1: {said}")
-    assert " used" not in explaining.shortage("pods get", "n1", supply, short), "equal at any time"
+    assert " used" not in telling.shortage("pods get", "n1", supply, short), "equal at any time"

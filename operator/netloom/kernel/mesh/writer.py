@@ -41,7 +41,7 @@ class Writer(TableWriter):
             self._correct(Batch("route", part, asyncio.Future()), answer, Outcome())
 
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
-        """Send all that is missing or different and not held back. Raises AnswerLost."""
+        """Send all that is missing or different and not delayed. Raises AnswerLost."""
         mesh, batches = self._mesh, list[Batch]()
         self._send(worker, attempt, "neighbour", mesh.neighbours.updates(), batches)
         self._send(worker, attempt, "nexthop", mesh.nexthops.updates(), batches)

@@ -26,7 +26,7 @@ from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, Forbidden
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
-from netloom_reconcilers.node.addresses import explaining, machine, running
+from netloom_reconcilers.node.addresses import machine, running, telling
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, CheckpointFound, files
 from netloom_reconcilers.node.addresses.metrics import metrics_of
 from netloom_reconcilers.node.addresses.own import of_the_node
@@ -302,8 +302,8 @@ class AddressesFeature(NodeFeature):
         need = self.allocator.need(shortage.pool, self.service.clock()) if owner else None
         who = f"{owner.name} gets" if owner else "pods get"
         if self.outside is not None and supply.singles and not self.outside.supply:
-            return explaining.not_begun(who, self.context.node_name, self.outside.fault)
-        return explaining.shortage(who, self.context.node_name, supply, shortage, need)
+            return telling.not_begun(who, self.context.node_name, self.outside.fault)
+        return telling.shortage(who, self.context.node_name, supply, shortage, need)
 
     # ---------------------------------------------------------------------------------------------- what it says
 
@@ -320,11 +320,11 @@ class AddressesFeature(NodeFeature):
         found = [each for each in (self.service.unwritable, self._unheard, self._unseen) if each]
         if self._provision is not None:
             found += self._provision.problems
-            found += explaining.overlapping(self.context.node_name, self.allocator.stock.overlapping)
+            found += telling.overlapping(self.context.node_name, self.allocator.stock.overlapping)
             if self.outside is not None and self.outside.is_concerned:
                 found += [*filter(None, [self.outside.fault]), *self.outside.errors()]
             else:
-                found += explaining.orphans(self.context.node_name, self.allocator, self._kept)
+                found += telling.orphans(self.context.node_name, self.allocator, self._kept)
         found += [why for _, why in self.service.failed.values()]
         return found
 
