@@ -59,7 +59,7 @@ async def _agents(api: Api, namespace: str) -> list[ObjectProblem]:
         f"Pods keep their network; new ones wait where no agent runs. kubectl rollout status daemonset/{AGENTS} "
         f"-n {namespace}"
     )
-    return [ObjectProblem("CountedDaemonSet", name, "AgentsNotReady", message)]
+    return [ObjectProblem("DaemonSet", name, "AgentsNotReady", message)]
 
 
 async def _pods(api: Api, namespace: str) -> list[ObjectProblem]:

@@ -164,6 +164,7 @@ async def test_agents_that_do_not_come_up_are_told_while_their_leases_are_good(s
         "-n kube-system",
         "Pod kube-system/x on b: ImagePullBackOff: no such image",
     ]
+    assert [each.kind for each in report.problems] == ["DaemonSet", "Pod"]
     about(server, DAEMON_SETS, PODS)
     assert (await collect(api, StatusOptions())).healthy, "who may not look there is told by the Leases, later"
 
