@@ -7,13 +7,19 @@ rules in `crds/` spell them out, and tests hold them against these.
 Holes: `in_use` "3 nodes hold addresses (a, b, c)", `mode` the one in force, `wanted` the one asked for.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 SHOWN = 3
 """Names that are told; the others are counted."""
 
 NODES_HOLD = "nodes hold addresses"
 """Stands for `in_use` where it is not known which nodes."""
+
+
+def some(names: Sequence[object], most: int = SHOWN, between: str = ", ") -> str:
+    """The first of these, and how many more there are: "a, b, c and 2 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return between.join(map(str, names[:most])) + more
 
 
 def in_use(count: int, names: Iterable[str], what: str = "addresses") -> str:

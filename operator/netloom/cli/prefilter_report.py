@@ -19,6 +19,7 @@ from netloom.api.v1alpha1 import (
     NetloomPrefilter,
     NodeFilter,
 )
+from netloom.api.words import some
 from netloom.cidr import Address, CidrError, Version, addresses_in, parse_address
 from netloom.cli.prefilter_places import Extent, FilterPlace, meant, places
 from netloom.cli.status_text import aligned, safe
@@ -313,11 +314,7 @@ def told(found: AddressAnswer) -> Iterator[str]:
 
 
 def _where(found: AddressVerdict) -> str:
-    nodes = f"{len(found.nodes)} node{'s' if found.nodes[1:] else ''} ({_some(found.nodes)})"
+    nodes = f"{len(found.nodes)} node{'s' if found.nodes[1:] else ''} ({some(found.nodes, _NAMED)})"
     if found.extent == Extent.UNTOLD:
         return f"{nodes}, which {'have' if found.nodes[1:] else 'has'} not said on which devices"
-    return f"{_some(found.devices) if found.devices else 'every device'} of {nodes}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return f"{some(found.devices, _NAMED) if found.devices else 'every device'} of {nodes}"

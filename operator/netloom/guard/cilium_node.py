@@ -6,6 +6,7 @@ anything could be switched to another mode.
 
 from netloom.api.cilium import CiliumNode
 from netloom.api.problem import Problem
+from netloom.api.words import some
 from netloom.guard.cluster_state import ClusterState
 from netloom.guard.decode import Change
 from netloom.guard.verdict import ALLOWED, Ruling
@@ -20,10 +21,9 @@ def decide_cilium_node(change: Change[CiliumNode], live: ClusterState) -> Ruling
     name = change.key
     if name not in live.nodes:
         return Ruling(unseen=live.missing("Node"))
-    shown = ", ".join(lost[:2]) + (f" and {len(lost) - 2} more" if len(lost) > 2 else "")
     message = (
-        f"the Node of this name lives and holds {shown}: Cilium's operator would give that to other nodes, while pods "
-        "here go on with it."
+        f"the Node of this name lives and holds {some(lost, 2)}: Cilium's operator would give that to other nodes, "
+        "while pods here go on with it."
     )
     way_out = f"Remove the Node (kubectl delete node {name}), and Cilium deletes this object."
     if change.new is not None:

@@ -6,6 +6,7 @@ from netloom.api.holdings import block_texts
 from netloom.api.pool_choice import family_of
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, NetloomNode, NodeIPAM
+from netloom.api.words import some
 from netloom.cidr import Cidr, Version
 from netloom.cidr.interval_set import FrozenIntervalSet
 from netloom.guard.cluster_state import ClusterState
@@ -143,5 +144,5 @@ def _own_agent(change: Change[NetloomNode], live: ClusterState) -> bool:
 def _summary(ipam: NodeIPAM) -> str:
     cidrs = block_texts(ipam)
     if cidrs:
-        return ", ".join(cidrs[:2]) + (f" and {len(cidrs) - 2} more" if len(cidrs) > 2 else "")
+        return some(cidrs, 2)
     return f"{len(ipam.pool)} address{'' if len(ipam.pool) == 1 else 'es'}" if ipam.pool else ""

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from netloom.api.cilium import AGENTS_NAME, CONFIG_NAME, OPERATOR_NAME, DaemonSet, spellings
 from netloom.api.problem import Problem
-from netloom.api.words import NODES_HOLD, SHOWN, in_use
+from netloom.api.words import NODES_HOLD, in_use, some
 from netloom.guard import wording
 from netloom.guard.cilium import IPAM, migrates, modes_of, who_holds
 from netloom.guard.cilium_workload import overrides
@@ -55,8 +55,7 @@ def vanished(live: ClusterState, namespace: str) -> Problem | None:
     """CiliumNodes that were taken from under their pods."""
     names = sorted(live.cilium_vanished)
     if names:
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        what = f"Nodes live whose CiliumNodes were deleted or emptied ({', '.join(names[:SHOWN])}{more})"
+        what = f"Nodes live whose CiliumNodes were deleted or emptied ({some(names)})"
     elif remembered(live):
         before = live.recorded.get(CILIUM_IN_USE, NODES_HOLD)
         what = f"Nodes live, and no CiliumNode holds addresses any more ({before} before)"

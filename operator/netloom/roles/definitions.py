@@ -14,6 +14,7 @@ import structlog
 
 from netloom.api.meta import Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, PREFILTERS
+from netloom.api.words import some
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError
 
@@ -45,12 +46,11 @@ def compare(served: Schema) -> Iterator[tuple[str, str]]:
             field for part in ("spec", "status") if part in own for field in _missing(own[part], known, part, ours)
         ]
         if missing:
-            more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
             name = f"{kind.plural}.{kind.group}"
             yield (
                 name,
                 f"CustomResourceDefinition {name} is older than this program: it does not know "
-                f"{', '.join(missing[:_SHOWN])}{more}, so the API server drops that. Apply crds/ of this version: "
+                f"{some(missing, _SHOWN)}, so the API server drops that. Apply crds/ of this version: "
                 "kubectl apply --server-side --force-conflicts -f crds/",
             )
 

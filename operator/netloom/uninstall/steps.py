@@ -10,7 +10,7 @@ from netloom.api.coordination import LEASES
 from netloom.api.core import NAMESPACES, PODS, Pod
 from netloom.api.errors import UserError
 from netloom.api.verdict import OPERATOR_LEASE, agent_lease
-from netloom.api.words import SHOWN
+from netloom.api.words import some
 from netloom.runtime.client import Api
 from netloom.runtime.errors import AlreadyExists, ApiError, NotFound
 from netloom.uninstall import installation, nodes
@@ -92,10 +92,9 @@ def in_use(pods: list[Pod]) -> str:
     if not users:
         return "no pod has addresses of the pod network."
     names = [f"{each.metadata.namespace}/{each.metadata.name}" for each in users]
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     count = "1 pod has" if len(users) == 1 else f"{len(users)} pods have"
     return (
-        f"{count} addresses of the pod network ({', '.join(names[:SHOWN])}{more}), and LOSE THE NETWORK NOW. They run "
+        f"{count} addresses of the pod network ({some(names)}), and LOSE THE NETWORK NOW. They run "
         "on without one; make them anew when another CNI is there. Until then their deletion waits for it, too, as "
         "container runtimes do not take a pod down without a CNI."
     )
@@ -154,8 +153,7 @@ async def _empty(api: Api, options: UninstallOptions, say: Say) -> None:
     """What the operator and agents wrote, and what users did for them."""
     for kind in NETWORK_KINDS:
         if names := await empty(api, kind):
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            say(f"deleted {kind.plural}: {', '.join(names[:SHOWN])}{more}")
+            say(f"deleted {kind.plural}: {some(names)}")
     await _delete_leases(api, options.namespace)
     if names := await nodes.untaint(api):
         say(f"taken off: the taint node.netloom.dev/not-ready of {', '.join(names)}")

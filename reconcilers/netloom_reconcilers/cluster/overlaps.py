@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from netloom.api.problem import Problem, Severity
+from netloom.api.words import some
 from netloom.cidr import WIDTH, Cidr, format_address
 from netloom.ipam.allocator import Allocator
 from netloom.ipam.reservations import Reservations
 
-_SHOWN = 3
 _MOVE = (
     "drain these nodes and delete their Nodes, and restart each kubelet when its NetloomNode is gone: it gets another"
 )
@@ -36,9 +36,9 @@ class OfNodes:
 
     def __str__(self) -> str:
         if self.cidr.length == WIDTH[self.cidr.version]:
-            return f"{format_address(self.cidr.packed)}, the address of node {_few(self.nodes)}"
+            return f"{format_address(self.cidr.packed)}, the address of node {some(self.nodes)}"
         of = "a network that node " if len(self.nodes) == 1 else "a network that nodes "
-        return f"{self.cidr}, {of}{_few(self.nodes)} {'is' if len(self.nodes) == 1 else 'are'} connected to"
+        return f"{self.cidr}, {of}{some(self.nodes)} {'is' if len(self.nodes) == 1 else 'are'} connected to"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ def overlaps(
         rest = [each for each in rest if not each[1].overlaps(cidr)]
         inside = any(each.cidr.contains(cidr) for each in overlapping)
         message = (
-            f"it overlaps {_all(overlapping)}, {kind.so}. "
+            f"it overlaps {some(overlapping, between=' and ')}, {kind.so}. "
             f"{'Nothing of it' if inside else 'No block that overlaps'} is given to nodes"
         )
         way_out = f"It can stay; where blocks run short, append a CIDR {kind.outside}."
@@ -171,7 +171,7 @@ def overlaps(
         problems.append(Problem(about.object, field, str(cidr), reason, f"{message}.", way_out, severity))
     if rest:
         near = list(dict.fromkeys(each for _, block in rest for each in ranges.near(block)))
-        message = f"{_who(rest)}: this overlaps {_all(near)}, {kind.so}."
+        message = f"{_who(rest)}: this overlaps {some(near, between=' and ')}, {kind.so}."
         way_out = kind.elsewhere or elsewhere or _OF_NODES
         problems.append(Problem(about.object, "", "", f"PodCIDR{kind.reason}", message, way_out))
     return problems
@@ -185,9 +185,9 @@ def odd(networks: Iterable[OfNodes], cluster_cidrs: Iterable[tuple[str, Cidr]], 
         if around := [each for each in networks if each.cidr.contains(cidr)]:
             names = sorted({name for each in around for name in each.nodes})
             message = (
-                f"it lies in {_all(around)}. Less than half of the nodes say so, and its blocks are given all the "
-                "same; but agents write no route into a network of their node: "
-                f"pods of {_few(names)} and of other nodes do not reach each other."
+                f"it lies in {some(around, between=' and ')}. Less than half of the nodes say so, and its "
+                "blocks are given all the same; but agents write no route into a network of their node: "
+                f"pods of {some(names)} and of other nodes do not reach each other."
             )
             way_out = (
                 "On these nodes, remove the device (a bridge or VPN) if it is left over, or give it a longer prefix, "
@@ -205,16 +205,6 @@ def unreadable(why: str, network: str) -> Problem:
     return Problem(network, "", "", "ServiceCIDRsUnreadable", message, way_out, "warning")
 
 
-def _all(ranges: Sequence[Range]) -> str:
-    return " and ".join(map(str, ranges[:_SHOWN])) + (f" and {len(ranges) - _SHOWN} more" if ranges[_SHOWN:] else "")
-
-
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if names[_SHOWN:] else shown
-
-
 def _who(held: Sequence[tuple[str, Cidr]]) -> str:
-    shown = ", ".join(f"{node} holds {block}" for node, block in held[:_SHOWN])
-    more = f" and {len(held) - _SHOWN} more" if held[_SHOWN:] else ""
-    return f"{shown}{more}, which stay{'s' if len(held) == 1 else ''} as {'it is' if len(held) == 1 else 'they are'}"
+    shown = some([f"{node} holds {block}" for node, block in held])
+    return f"{shown}, which stay{'s' if len(held) == 1 else ''} as {'it is' if len(held) == 1 else 'they are'}"

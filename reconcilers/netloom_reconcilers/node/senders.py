@@ -6,7 +6,7 @@ announces; and a port stays guarded as long as one of our devices listens on it.
 
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from netloom.api.node_addresses import unusable
 from netloom.api.v1alpha1 import CONTESTED, NETWORK_NAME, NetloomNode
+from netloom.api.words import some
 from netloom.cidr import Address, Cidr, addresses_in, format_address
 from netloom.kernel.keeper.report import Failure
 from netloom.kernel.keeper.transaction import ELEMENT
@@ -176,6 +177,5 @@ def _split(report: SendersReport) -> tuple[tuple[Failure, ...], tuple[Failure, .
     return elements, tuple(failure for failure in report.failures if failure.kind != ELEMENT)
 
 
-def _some(addresses: Sequence[Address]) -> str:
-    named = ", ".join(map(format_address, addresses[:_NAMED]))
-    return named if len(addresses) <= _NAMED else f"{named} and {len(addresses) - _NAMED} more"
+def _some(addresses: Iterable[Address]) -> str:
+    return some([*map(format_address, addresses)], _NAMED)

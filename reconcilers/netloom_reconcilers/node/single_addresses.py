@@ -22,6 +22,7 @@ import structlog
 from netloom.api.events import ObjectReference
 from netloom.api.ipam_modes import mode_named
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, NetloomNetwork, NetloomNode, PoolAddress
+from netloom.api.words import some
 from netloom.cidr import Address, format_address, is_address, parse_address
 from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
@@ -191,10 +192,9 @@ class OutsideSupply:
     def _wrong(self, node: NetloomNode) -> Iterator[str]:
         about, used = f"NetloomNode {self.node_name}: spec.ipam.pool", self.used() or {}
         if gone := self.withdrawn():
-            named = ", ".join(f"{format_address(each)} (of {used[each]})" for each in gone[:_SHOWN])
-            more = f" and {len(gone) - _SHOWN} more" if gone[_SHOWN:] else ""
+            named = some([f"{format_address(each)} (of {used[each]})" for each in gone], _SHOWN)
             yield (
-                f"{about}: {named}{more} withdrawn while in use: pods keep what they have until they end. Write them "
+                f"{about}: {named} withdrawn while in use: pods keep what they have until they end. Write them "
                 "again, or delete these pods; until then no other node may have them."
             )
         others = [

@@ -2,12 +2,11 @@
 
 from collections.abc import Collection, Iterator
 
+from netloom.api.words import some
 from netloom.cidr import Cidr, format_address
 from netloom.ipam.address_stock import NO_POOL, Supply
 from netloom.ipam.node_allocator import Need, NodeAllocator, Shortage
 from netloom_reconcilers.node.addresses.supply import shorts
-
-_NAMED = 3
 
 
 def shortage(who: str, node: str, supply: Supply, short: Shortage, need: Need | None = None) -> str:
@@ -33,13 +32,12 @@ def shortage(who: str, node: str, supply: Supply, short: Shortage, need: Need | 
         where = "spec.ipam.pools.allocated" if short.pool else "spec.ipam.podCIDRs"
         why = "`netloom pools` says why" if short.pool else "its condition Allocated says why"
         return f"{begin}: {where} of NetloomNode {node} holds none of that family; {why}."
-    what = f"{', '.join(held[:_NAMED])}{f' and {len(held) - _NAMED} more' if held[_NAMED:] else ''}"
     way_out = (
         "The operator was asked for more: `netloom pools` says whether the pool has any."
         if short.pool
         else "Run fewer pods on the node (the kubelet's maxPods), or give new nodes larger blocks."
     )
-    return f"{begin}: all usable addresses of {what} are taken{used}. {way_out}"
+    return f"{begin}: all usable addresses of {some(held)} are taken{used}. {way_out}"
 
 
 def not_begun(who: str, node: str, fault: str) -> str:
@@ -62,9 +60,8 @@ def orphans(node: str, allocator: NodeAllocator, kept: Collection[Cidr]) -> Iter
     }
     if found:
         named = [f"{format_address(address)} of {owner.name}" for address, owner in sorted(found.items())]
-        more = f" and {len(named) - _NAMED} more" if named[_NAMED:] else ""
         yield (
-            f"NetloomNode {node}: spec.ipam does not hold {', '.join(named[:_NAMED])}{more} any more, which are in use "
+            f"NetloomNode {node}: spec.ipam does not hold {some(named)} any more, which are in use "
             "and stay so. Enter them again, or delete these pods."
         )
 

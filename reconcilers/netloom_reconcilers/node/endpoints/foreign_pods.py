@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from netloom.api.core import PODS, Pod
+from netloom.api.words import some
 from netloom.cidr import Address
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError
@@ -25,7 +26,6 @@ LOOK_SECONDS = 30.0
 """Between two looks while there are some, or may be. One that is seen once may be a pod that goes."""
 REST_SECONDS = 1800.0
 """As long as there are none: a list of a node's pods for each node, at times that differ."""
-_NAMED = 3
 
 
 class ForeignPods:
@@ -79,9 +79,8 @@ class ForeignPods:
         """Who they are, and the way out; "" where there are none."""
         if not self.found:
             return ""
-        more = f" and {len(self.found) - _NAMED} more" if self.found[_NAMED:] else ""
         return (
-            f"Another CNI wired pods of node {self._node}: {', '.join(self.found[:_NAMED])}{more}. If they are from "
+            f"Another CNI wired pods of node {self._node}: {some(self.found)}. If they are from "
             "before Netloom came, delete them: their successors are wired by Netloom. If pods that come are so, too, "
             f"the container runtime does not go by {on_host(self._conf_dir)} alone: remove the other CNI, and set "
             "cni.confPath and cni.binPath of the chart to the directories that the runtime reads."

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterable
 
+from netloom.api.words import some
 from netloom.kernel.endpoints.endpoint import Endpoint
 from netloom.kernel.endpoints.wiring import DEFAULT_MTU
 from netloom_reconcilers.features.node import MeshFacts
 from netloom_reconcilers.node.addresses.service import NoAddress
-
-_NAMED = 3
 
 
 class PodMtu:
@@ -49,9 +48,8 @@ class PodMtu:
         )
         if not larger:
             return ""
-        named = ", ".join(f"{who} {size}" for who, size in larger[:_NAMED])
-        more = f" and {len(larger) - _NAMED} more" if larger[_NAMED:] else ""
+        named = some([f"{who} {size}" for who, size in larger])
         return (
-            f"Node {self._node}: pods that come get an MTU of {now}, and {named}{more} have a larger one for life. "
+            f"Node {self._node}: pods that come get an MTU of {now}, and {named} have a larger one for life. "
             "What they send in full is answered with the size that fits. Delete them to have others made with that one."
         )

@@ -31,6 +31,7 @@ from netloom.api.core import NODES
 from netloom.api.events import ObjectReference
 from netloom.api.participation import takes_part
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode
+from netloom.api.words import some
 from netloom.kernel.keeper.keeper import Keeper
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
@@ -168,8 +169,7 @@ class Departures:
             return []
         found: list[str] = []
         if self.why and self.peers.held:
-            names = sorted(self.peers.held)
-            shown = ", ".join(names[:NAMES]) + (f" and {len(names) - NAMES} more" if len(names) > NAMES else "")
+            shown = some(sorted(self.peers.held), NAMES)
             about, why = ("some", "the agent's /status says why.") if lasting else (shown, self.why)
             found.append(
                 f"NetloomNodes vanished ({about}); it is not believed that their Nodes left, so they stay peers: {why}"

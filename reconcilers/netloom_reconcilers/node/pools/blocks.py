@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from netloom.api.holdings import homes, in_front
 from netloom.api.pool_choice import families_of, family_of, gives
 from netloom.api.v1alpha1 import NetloomIPPool, NodeIPAM, PoolAllocation
+from netloom.api.words import some
 from netloom.cidr import VERSIONS, Address, Cidr, Version, format_address
 from netloom.ipam.address_block import usable
 from netloom.ipam.node_allocator import NodeAllocator
@@ -18,8 +19,6 @@ from netloom.ipam.pool_demand import PoolView
 
 Pools = Mapping[str, NetloomIPPool]
 Allocated = dict[str, tuple[Cidr, ...]]
-
-_NAMED = 3
 
 
 def held(ipam: NodeIPAM) -> Allocated:
@@ -116,9 +115,8 @@ def missing(
         else:
             found[pool] = (*found.get(pool, ()), block)
     if placeless:
-        some = f"{', '.join(placeless[:_NAMED])}{f' and {len(placeless) - _NAMED} more' if placeless[_NAMED:] else ''}"
-        why = f"{begin} {some}, in use, and no NetloomIPPool has a CIDR with them, so they cannot be entered again"
-        problems.append(f"{why}. Give a pool such a CIDR, or delete these pods.")
+        why = f"{begin} {some(placeless)}, in use, and no NetloomIPPool has a CIDR with them"
+        problems.append(f"{why}, so they cannot be entered again. Give a pool such a CIDR, or delete these pods.")
     return Missing(found, tuple(problems))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterable, Iterator, Mapping
 
 from netloom.api.v1alpha1 import NetloomIPPool, NetloomNode
+from netloom.api.words import some
 from netloom.cidr import Cidr, Version, is_address, parse_address
 from netloom.ipam.node_allocator import Shortage
 from netloom.ipam.pool_demand import MOST_ADDRESSES
@@ -61,6 +62,6 @@ def unknown(node: str, blocks: Allocated, pools: Container[str]) -> Iterator[str
         if cidrs and pool not in pools:
             yield (
                 f"NetloomNode {node}: spec.ipam.pools.allocated: there is no NetloomIPPool {pool}, of which the node "
-                f"has {', '.join(map(str, cidrs[:3]))}{f' and {len(cidrs) - 3} more' if cidrs[3:] else ''}. Pods keep "
+                f"has {some(cidrs)}. Pods keep "
                 "their addresses, and nothing new is given of it. Create the pool again, or let these pods end."
             )
