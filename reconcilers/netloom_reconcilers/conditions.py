@@ -77,7 +77,7 @@ class Conditions:
             return None
         recounted = (bool(beside) or observes) and old is not None and (old.status, old.reason) == (status, reason)
         if (old is not None or not good or warns) and not recounted:
-            reference = ObjectReference(api_version=res.api_version, kind=res.kind, name=meta.name, uid=meta.uid)
+            reference = ObjectReference.of(res, obj)
             self._events.event(reference, "Normal" if good is not False and not warns else "Warning", reason, message)
         since = old.last_transition_time if old and old.status == status else timestamp(self._api.clock.now())
         new = Condition(type_, status, reason, message, since, meta.generation)

@@ -4,9 +4,11 @@ core/v1 and events.k8s.io/v1 are two views of the same stored objects. core/v1 i
 be raised by a patch, and `kubectl get events` shows it as "x5 over 10m".
 """
 
+from typing import Any
+
 import msgspec
 
-from netloom.api.meta import ObjectMeta, Resource, Struct
+from netloom.api.meta import Object, ObjectMeta, Resource, Struct
 
 
 class ObjectReference(Struct, frozen=True):
@@ -17,6 +19,12 @@ class ObjectReference(Struct, frozen=True):
     name: str = ""
     namespace: str = ""
     uid: str = ""
+
+    @classmethod
+    def of(cls, resource: Resource[Any], obj: Object) -> "ObjectReference":
+        """To an object of that kind."""
+        meta, kind = obj.metadata, resource.kind
+        return cls(api_version=resource.api_version, kind=kind, name=meta.name, namespace=meta.namespace, uid=meta.uid)
 
 
 class EventSource(Struct, frozen=True):

@@ -11,7 +11,6 @@ keeps half-written desired state away from the kernel:
 """
 
 import asyncio
-import contextlib
 import os
 import stat
 from collections.abc import Iterable
@@ -27,6 +26,7 @@ from netloom.runtime import manifests, metrics
 from netloom.runtime.errors import ConfigError
 from netloom.runtime.manifests import InvalidManifests, Kind, Manifest, ManifestProblem
 from netloom.runtime.store import Store
+from netloom.runtime.waking import wait
 
 log = structlog.get_logger(__name__)
 
@@ -121,9 +121,7 @@ class DirectorySource:
         async with asyncio.TaskGroup() as group:
             pump = group.create_task(self._pump(inotify), name="inotify")
             while not self._lost:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._timing.compare):
-                        await self._woken.wait()
+                await wait(self._woken, self._timing.compare)
                 await self._settled()
                 try:
                     if not self._lost:  # files that go with their directory are no deletion of objects

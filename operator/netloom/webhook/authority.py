@@ -22,10 +22,11 @@ from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict
 from netloom.runtime.store import Store
+from netloom.runtime.waking import wait
 from netloom.runtime.watch import ListWatch, WatchTiming
 from netloom.webhook import certificates, metrics
 from netloom.webhook.certificates import CA, ServingCertificate
-from netloom.webhook.configuration import WebhookConfiguration, wait
+from netloom.webhook.configuration import WebhookConfiguration
 from netloom.webhook.mint import Mint, MintFailed
 from netloom.webhook.names import CA_SECRET, NAME
 from netloom.webhook.tls import ServingTLS

@@ -5,7 +5,6 @@ Only what is there is written to: a configuration that somebody deleted, in an e
 patch names the uid of the object that was seen, and the API server refuses to create one under a given uid.
 """
 
-import asyncio
 import base64
 import binascii
 import ipaddress
@@ -141,10 +140,3 @@ def _decoded(ca_bundle: str) -> str:
         return base64.b64decode(ca_bundle).decode()
     except (binascii.Error, ValueError):
         return ""
-
-
-async def wait(woken: asyncio.Event, seconds: float) -> None:
-    """Until the event is set, or the time is over."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await woken.wait()

@@ -18,10 +18,11 @@ import structlog
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.clock import wall
 from netloom.runtime.errors import ApiError, ConfigError
+from netloom.runtime.waking import wait
 from netloom.webhook import certificates, metrics
 from netloom.webhook.authority import Clock
 from netloom.webhook.certificates import Validity
-from netloom.webhook.configuration import WebhookConfiguration, wait
+from netloom.webhook.configuration import WebhookConfiguration
 from netloom.webhook.mint import Mint, MintFailed
 from netloom.webhook.tls import ServingTLS
 

@@ -7,18 +7,19 @@ must not take the pods' network away.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import structlog
 
-from netloom.api.v1alpha1 import NetloomNode
+from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.keeper import Keeper
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ConfigError
-from netloom_reconcilers.features.node import NodeContext, NodeFeature, Obstacle
+from netloom.runtime.manager import Run
+from netloom_reconcilers.features.node import NodeContext, NodeFeature, Obstacle, missing
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,7 @@ class KernelFeature(NodeFeature, ABC):
     without something then."""
 
     keeper: Keeper[Any, Any]
+    keeper_runs_as: ClassVar[str]
     counts_changes: ClassVar[bool] = True
     """Whether `desired` takes what is in `_touched`: the names of nodes that changed since it last did."""
 
@@ -50,6 +52,10 @@ class KernelFeature(NodeFeature, ABC):
         self._touched: set[str] = set()
         self._networks.subscribe(lambda key, old, new: self._again())
         self._nodes.subscribe(lambda key, old, new: self._again(key))
+
+    def components(self) -> Mapping[str, Run]:
+        """The reconciler, and the kernel's side."""
+        return {self.name: self.controller.run, self.keeper_runs_as: self.keeper.run}
 
     @property
     def applied(self) -> bool:
@@ -82,6 +88,15 @@ class KernelFeature(NodeFeature, ABC):
     def _said(self) -> NetloomNode | None:
         """This node's object as it is; `own.effective` makes of it what counts."""
         return self._nodes.get(self._node_name)
+
+    def _objects(self) -> tuple[NetloomNetwork, NetloomNode] | None:
+        """The network, and this node's object as it counts; None where one is missing, which is the obstacle then."""
+        network, node = self._networks.get(NETWORK_NAME), self.own.effective(self._said())
+        if network is None or node is None:
+            self._is_blocked(missing(network, self._node_name))
+            return None
+        self._is_blocked(None)
+        return network, node
 
     def _is_blocked(self, obstacle: Obstacle | None) -> bool:
         """Notes what there is to say of it."""

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
 
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, POOLS, NetloomNetwork, NetloomNode
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, POOLS, NetloomNetwork, NetloomNode
 from netloom.cidr import Address
 from netloom.ipam.pool_demand import IDLE_SECONDS
 from netloom.kernel.keeper.keeper import Keeper
@@ -119,6 +119,14 @@ class Obstacle(NamedTuple):
 
     reason: str
     message: str
+
+
+def missing(network: NetloomNetwork | None, node_name: str) -> Obstacle:
+    """That there is no network, or else no NetloomNode of this node."""
+    if network is None:
+        return Obstacle("NoNetwork", f'there is no NetloomNetwork "{NETWORK_NAME}": apply one.')
+    why = f"there is no NetloomNode {node_name}: the operator makes one for each Node that is not left out."
+    return Obstacle("NoNode", f"{why} If this machine's Node has another name, give that as --node-name.")
 
 
 class NodeFeature:

@@ -4,7 +4,7 @@ What iptables drops is let pass; what another filter drops is said, with the com
 other reconciler: packets pass the forward hook whatever way they take.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -18,11 +18,9 @@ from netloom.kernel.forwarding.keeper import ForwardKeeper
 from netloom.kernel.forwarding.opening import ForwardingState
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.kernel.mesh.encapsulation import Encapsulation
-from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import NftablesFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
 from netloom_reconcilers.node.known.peers import internal_ip, is_whole, pod_cidrs_of, pods_of, prefixes_of
-from netloom_reconcilers.node.mesh.reading import missing
 
 _NETWORK = ""
 """Whose problems are those of the network; no node has an empty name."""
@@ -39,6 +37,7 @@ class ForwardingFeature(NftablesFeature):
     """That pods' packets get through the forward hook."""
 
     name = "forwarding"
+    keeper_runs_as = "forward hook"
     counts_changes = False
     keeper: ForwardKeeper
 
@@ -47,10 +46,6 @@ class ForwardingFeature(NftablesFeature):
         self._in_force: ForwardingState | None = None
         self._other = ""
         """The node by which it is told what happens between nodes. One does: it stays the same as long as it can."""
-
-    def components(self) -> Mapping[str, Run]:
-        """The reconciler, and the kernel's side."""
-        return {"forwarding": self.controller.run, "forward hook": self.keeper.run}
 
     async def _apply(self) -> None:
         desired = self.desired()
@@ -61,11 +56,9 @@ class ForwardingFeature(NftablesFeature):
 
     def desired(self) -> ForwardingState | None:
         """Whose packets are to pass, and which way they go."""
-        network, node = self._networks.get(NETWORK_NAME), self.own.effective(self._said())
-        if network is None or node is None:
-            self._is_blocked(missing(network, self._node_name))
+        if (objects := self._objects()) is None:
             return None
-        self._is_blocked(None)
+        network, node = objects
         pods, problems = pods_of(node)
         self._report(self._node_name, problems)
         other, routing = self._another(mode_of(network).from_outside), network.spec.routing

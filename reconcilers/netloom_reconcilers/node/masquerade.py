@@ -4,7 +4,7 @@ It depends on no other reconciler: tunnels may be blocked, or switched off, and 
 """
 
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any
 
 import structlog
@@ -17,12 +17,10 @@ from netloom.kernel.masquerade.keeper import MasqueradeKeeper
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
 from netloom.kernel.mesh.connected_networks import connected_networks
 from netloom.kernel.netlink.sockets import AnswerLost
-from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import NftablesFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
 from netloom_reconcilers.node.known.peers import pod_cidrs_of, pods_of, prefixes_of
 from netloom_reconcilers.node.mesh.cluster_cidrs import cluster_cidrs, service_cidrs
-from netloom_reconcilers.node.mesh.reading import missing
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +62,7 @@ class MasqueradeFeature(NftablesFeature):
     """Which of this node's packets get its own address, in a table of nftables."""
 
     name = "masquerade"
+    keeper_runs_as = "nftables"
     keeper: MasqueradeKeeper
     _desired: Masquerading
 
@@ -82,10 +81,6 @@ class MasqueradeFeature(NftablesFeature):
         super().__init__(
             context, keeper or MasqueradeKeeper(on_report=lambda report: context.changed(), retain_unknown=retain)
         )
-
-    def components(self) -> Mapping[str, Run]:
-        """The reconciler, and the kernel's side."""
-        return {"masquerade": self.controller.run, "nftables": self.keeper.run}
 
     def facts(self) -> dict[str, object]:
         """What is masqueraded."""
@@ -136,11 +131,9 @@ class MasqueradeFeature(NftablesFeature):
 
     def desired(self) -> Masquerading | None:
         """Which packets are masqueraded."""
-        network, node = self._networks.get(NETWORK_NAME), self.own.effective(self._said())
-        if network is None or node is None:
-            self._is_blocked(missing(network, self._node_name))
+        if (objects := self._objects()) is None:
             return None
-        self._is_blocked(None)
+        network, node = objects
         cluster = cluster_cidrs(network)
         if cluster != self._cluster:
             self._cluster = cluster

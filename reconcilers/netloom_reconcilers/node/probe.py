@@ -7,7 +7,6 @@ is no alarm.
 """
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,9 +22,9 @@ from netloom.kernel.probe.keeper import Egress, ProbeKeeper
 from netloom.kernel.probe.part import ProbeNode
 from netloom.kernel.probe.prober import Prober
 from netloom.runtime.manager import Run
+from netloom.runtime.waking import wait
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext, Readiness
-from netloom_reconcilers.node.mesh.reading import missing
 from netloom_reconcilers.node.probing.counting import metrics_of
 from netloom_reconcilers.node.probing.findings import BOTH, Finding, finding, not_forwarded, sentences, told_apart
 from netloom_reconcilers.node.probing.looks import Leases, switch_off
@@ -60,6 +59,7 @@ class ProbeFeature(KernelFeature):
     """See the module."""
 
     name = "probe"
+    keeper_runs_as = "probe device"
     condition = "PodTrafficPasses"
     keeper: ProbeKeeper
     _desired: ProbeNode
@@ -97,7 +97,7 @@ class ProbeFeature(KernelFeature):
 
     def components(self) -> Mapping[str, Run]:
         """The reconciler, the device, and the probing."""
-        return {"probe": self.controller.run, "probe device": self.keeper.run, "probing": self.run}
+        return {**super().components(), "probing": self.run}
 
     # --------------------------------------------------------------------------------------- what is in the kernel
 
@@ -117,11 +117,9 @@ class ProbeFeature(KernelFeature):
 
     def desired(self) -> ProbeNode | None:
         """The addresses that stand for a pod."""
-        network, node = self._networks.get(NETWORK_NAME), self._own()
-        if network is None or node is None:
-            self._is_blocked(missing(network, self._node_name))
+        if (objects := self._objects()) is None:
             return None
-        self._is_blocked(None)
+        _, node = objects
         self._notice()
         return ProbeNode(tuple(addresses_of(node).values()))
 
@@ -171,9 +169,7 @@ class ProbeFeature(KernelFeature):
         try:
             while True:
                 await self._due()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._idle_seconds()):
-                        await self._wake.wait()
+                await wait(self._wake, self._idle_seconds())
                 if self._wake.is_set():
                     self._wake.clear()
                     await asyncio.sleep(SETTLE_SECONDS)

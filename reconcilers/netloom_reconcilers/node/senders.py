@@ -6,14 +6,14 @@ announces; and a port stays guarded as long as one of our devices listens on it.
 
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from netloom.api.node_addresses import unusable
-from netloom.api.v1alpha1 import CONTESTED, NETWORK_NAME, NetloomNode
+from netloom.api.v1alpha1 import CONTESTED, NetloomNode
 from netloom.api.words import some
 from netloom.cidr import Address, Cidr, addresses_in, format_address
 from netloom.kernel.keeper.report import Failure
@@ -21,12 +21,10 @@ from netloom.kernel.keeper.transaction import ELEMENT
 from netloom.kernel.mesh.encapsulation import Encapsulation, encapsulation_of
 from netloom.kernel.senders.keeper import SendersKeeper, SendersReport
 from netloom.kernel.senders.senders import Senders, TunnelPort
-from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import NftablesFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
 from netloom_reconcilers.node.known.peers import pod_cidrs_of
 from netloom_reconcilers.node.mesh.encapsulations import announced, wanted
-from netloom_reconcilers.node.mesh.reading import missing
 
 DEVICE_SECONDS = 10.0
 """Between two looks whether a device that is no longer needed still listens."""
@@ -50,6 +48,7 @@ class SendersFeature(NftablesFeature):
     """Whose packets are taken out of this node's tunnels, in a table of nftables."""
 
     name = "senders"
+    keeper_runs_as = "nftables of tunnels"
     drops = True
     keeper: SendersKeeper
     _desired: Senders
@@ -61,10 +60,6 @@ class SendersFeature(NftablesFeature):
         )
         self._only_listening = False
         """Whether there is a device of a port that is no longer needed."""
-
-    def components(self) -> Mapping[str, Run]:
-        """The reconciler, and the kernel's side."""
-        return {"senders": self.controller.run, "nftables of tunnels": self.keeper.run}
 
     def facts(self) -> dict[str, object]:
         """Whose packets pass, and what was dropped."""
@@ -118,11 +113,9 @@ class SendersFeature(NftablesFeature):
 
     def desired(self) -> Senders | None:
         """Whose packets pass."""
-        network, node = self._networks.get(NETWORK_NAME), self.own.effective(self._said())
-        if network is None or node is None:
-            self._is_blocked(missing(network, self._node_name))
+        if (objects := self._objects()) is None:
             return None
-        self._is_blocked(None)
+        network, node = objects
         touched, self._touched = self._touched, set()
         self._desired.set_nodes(map(self._taken, touched | {self._node_name}), time.monotonic())
         self._desired.checked = network.spec.routing.tunnel_senders == "nodes"

@@ -214,12 +214,7 @@ class OutsideSupply:
             return
         log.warning("addresses were withdrawn while in use", addresses=sorted(new)[:_SHOWN], count=len(new))
         if self.events is not None:
-            about = ObjectReference(
-                api_version=NETLOOM_NODES.api_version,
-                kind=NETLOOM_NODES.kind,
-                name=node.metadata.name,
-                uid=node.metadata.uid,
-            )
+            about = ObjectReference.of(NETLOOM_NODES, node)
             self.events.event(about, "Warning", "AddressWithdrawn", next(self._wrong(node)))
 
 

@@ -4,23 +4,21 @@ It owns nothing in the kernel. What it finds are errors where packets of pods do
 not. Peers are counted and walked over only when something calls for it, so their coming and going costs nothing here.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode
+from netloom.api.v1alpha1 import NetloomNode
 from netloom.cidr import is_address, parse_address
 from netloom.kernel.surroundings.detours import Remote
 from netloom.kernel.surroundings.keeper import SurroundingsKeeper
 from netloom.kernel.surroundings.part import Surroundings
 from netloom.kernel.surroundings.tables import memory_of_machine
-from netloom.runtime.manager import Run
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext
 from netloom_reconcilers.node import surroundings_findings as findings
 from netloom_reconcilers.node.known.peers import pod_cidrs_of, pods_of
-from netloom_reconcilers.node.mesh.reading import missing
 
 _KEY = "kernel"
 SETTLE_SECONDS = 3.0
@@ -31,6 +29,7 @@ class SurroundingsFeature(KernelFeature):
     """See the module."""
 
     name = "surroundings"
+    keeper_runs_as = "look around"
     counts_changes = False
     keeper: SurroundingsKeeper
     _desired: Surroundings
@@ -50,10 +49,6 @@ class SurroundingsFeature(KernelFeature):
         if old is None or new is None:
             self.controller.enqueue_after(_KEY, SETTLE_SECONDS)
 
-    def components(self) -> Mapping[str, Run]:
-        """The reconciler, and the kernel's side."""
-        return {"surroundings": self.controller.run, "look around": self.keeper.run}
-
     async def _apply(self) -> None:
         desired = self.desired()
         if desired is not None:
@@ -62,11 +57,9 @@ class SurroundingsFeature(KernelFeature):
 
     def desired(self) -> Surroundings | None:
         """For whom to look."""
-        network, node = self._networks.get(NETWORK_NAME), self.own.effective(self._said())
-        if network is None or node is None:
-            self._is_blocked(missing(network, self._node_name))
+        if (objects := self._objects()) is None:
             return None
-        self._is_blocked(None)
+        network, node = objects
         self._desired = Surroundings(
             own=pods_of(node)[0],
             remotes=self._remotes,

@@ -68,6 +68,7 @@ class TunnelsFeature(KernelFeature):
     """The mesh: its entries in the kernel, and the announcement of what this node accepts."""
 
     name = "tunnels"
+    keeper_runs_as = "dataplane"
     keeper: Dataplane
     _desired: Desired
 
@@ -116,17 +117,12 @@ class TunnelsFeature(KernelFeature):
             if route not in before:
                 log.warning("a route would cut this node off, and is not made", to=route.cidr, whose=route.peer)
                 if own is not None and events is not None:
-                    about = ObjectReference(
-                        api_version=NETLOOM_NODES.api_version,
-                        kind=NETLOOM_NODES.kind,
-                        name=own.metadata.name,
-                        uid=own.metadata.uid,
-                    )
+                    about = ObjectReference.of(NETLOOM_NODES, own)
                     events.event(about, "Warning", "RouteWithheld", withheld_text(route, self._nodes.get(route.peer)))
 
     def components(self) -> Mapping[str, Run]:
         """The reconciler, the kernel's side, and the announcement where there is somebody to tell."""
-        found: dict[str, Run] = {"tunnels": self.controller.run, "dataplane": self.keeper.run}
+        found = {**super().components()}
         if self._announcer is not None:
             found["announcement"] = self._announcer.controller.run
         if self._api_addresses is not None:

@@ -25,8 +25,8 @@ from netloom.runtime.backoff import Backoff
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, Forbidden
 from netloom.runtime.manager import Run
-from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
-from netloom_reconcilers.node.addresses import machine, running, telling
+from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness, missing
+from netloom_reconcilers.node.addresses import telling, machine, running
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, CheckpointFound, files
 from netloom_reconcilers.node.addresses.metrics import metrics_of
 from netloom_reconcilers.node.addresses.own import of_the_node
@@ -36,7 +36,6 @@ from netloom_reconcilers.node.addresses.service import AddressService
 from netloom_reconcilers.node.addresses.supply import Provision, provision, versions_of
 from netloom_reconcilers.node.addresses.wire import SOCKET
 from netloom_reconcilers.node.known.peers import pod_cidrs_of
-from netloom_reconcilers.node.mesh.reading import missing
 from netloom_reconcilers.node.single_addresses import OutsideSupply
 
 log = structlog.get_logger(__name__)

@@ -281,15 +281,11 @@ class EndpointsFeature(NodeFeature):
     def _cut_off(self, pod: Pod, endpoint: Endpoint) -> None:
         """No runtime asks whether a pod still has its network, so its kubelet does not know."""
         if self.context.events is not None:
-            meta = pod.metadata
-            about = ObjectReference(
-                api_version=PODS.api_version, kind=PODS.kind, name=meta.name, namespace=meta.namespace, uid=meta.uid
-            )
             text = (
                 f"{endpoint.interface} has no device on node {self.context.node_name} any more, and it cannot be made "
                 "anew from there: the pod reaches nobody. Delete it, and whoever keeps it makes another."
             )
-            self.context.events.event(about, "Warning", "NetworkLost", text)
+            self.context.events.event(ObjectReference.of(PODS, pod), "Warning", "NetworkLost", text)
 
     # ----------------------------------------------------------------------------------------------- what it says
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from netloom.runtime.waking import wait
 from netloom_reconcilers.node.addresses.server import bind, is_root, remove
 from netloom_reconcilers.node.endpoints.connection import Handle, PluginConnection
 
@@ -56,9 +57,7 @@ class CniServer:
             remove(path)
             for each in list(self._open):
                 each.close()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(END_SECONDS):
-                    await self._idle.wait()
+            await wait(self._idle, END_SECONDS)
 
     def _read(self) -> None:
         if self._listener is not None and not self._is_reading and len(self._open) < MOST_CALLERS:

@@ -16,6 +16,7 @@ from netloom.api.core import TaintedSpec
 from netloom.api.meta import ObjectMeta, Resource, Struct
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, Conflict, Forbidden, NotFound
+from netloom.runtime.waking import wait
 
 log = structlog.get_logger(__name__)
 
@@ -61,10 +62,7 @@ class Taint:
             self._wake.clear()
             is_done = self._is_ready() and await self.remove()
             # Until then it is asked again: not all that makes a node unready for a moment says when it is over.
-            seconds = LOOK_SECONDS if is_done else AGAIN_SECONDS
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._wake.wait()
+            await wait(self._wake, LOOK_SECONDS if is_done else AGAIN_SECONDS)
 
     async def remove(self) -> bool:
         """Take it off if it is there; False where that is to be tried again."""

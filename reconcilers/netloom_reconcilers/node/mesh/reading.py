@@ -12,7 +12,7 @@ from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.desired import FurtherAddresses, MeshNode, Peer
 from netloom.kernel.mesh.peer_claims import AddressConflict
 from netloom.kernel.mesh.withheld import WithheldRoute, addresses_of
-from netloom_reconcilers.features.node import Obstacle
+from netloom_reconcilers.features.node import Obstacle, missing
 from netloom_reconcilers.node.known.peers import HELD, contested_ip, field_of, internal_ip, is_peer, pod_cidrs_of
 from netloom_reconcilers.node.mesh.cluster_cidrs import hole_rules
 from netloom_reconcilers.node.mesh.encapsulations import announced, encapsulations_to
@@ -156,14 +156,6 @@ def on_tunnel_devices(node: NetloomNode, cidrs: Sequence[Cidr]) -> tuple[Address
     known = {cidr.version for cidr in larger}
     lent = {cidr.version: cidr for cidr in reversed(cidrs) if cidr.version not in known}
     return tuple(cidr.packed for cidr in cidrs if cidr in larger or cidr == lent.get(cidr.version))
-
-
-def missing(network: NetloomNetwork | None, node_name: str) -> Obstacle:
-    """That there is no network, or else no NetloomNode of this node."""
-    if network is None:
-        return Obstacle("NoNetwork", f'there is no NetloomNetwork "{NETWORK_NAME}": apply one.')
-    why = f"there is no NetloomNode {node_name}: the operator makes one for each Node that is not left out."
-    return Obstacle("NoNode", f"{why} If this machine's Node has another name, give that as --node-name.")
 
 
 def _underlay_of(node: NetloomNode) -> tuple[Address | None, list[str]]:

@@ -104,11 +104,7 @@ class PoolsFeature(NodeFeature):
             del self._refusals[next(iter(self._refusals))]
         log.warning("a pod gets no pool", pod=owner.name, why=str(problem))
         if pod is not None and self.context.events is not None:
-            meta = pod.metadata
-            about = ObjectReference(
-                api_version=PODS.api_version, kind=PODS.kind, name=meta.name, namespace=meta.namespace, uid=meta.uid
-            )
-            self.context.events.event(about, "Warning", problem.reason, str(problem))
+            self.context.events.event(ObjectReference.of(PODS, pod), "Warning", problem.reason, str(problem))
 
     def _explain(self, owner: Owner | None, shortage: Shortage) -> str:
         node, reconciler = self.context.nodes.get(self.context.node_name), self._reconciler
