@@ -32,13 +32,14 @@ from typing import Any, NamedTuple
 
 from netloom.cidr import Cidr
 from netloom.kernel.prefilter import bpf
-from netloom.prefilter.rules import VALUE_SIZE, key
+from netloom.prefilter.rules import VALUE_SIZE
 from netloom_e2e import bench, gauges
 from netloom_e2e.bench import Wrong
 from netloom_e2e.block_lists import cidrs, config_maps
 from netloom_e2e.fleet import Fleet, fleet
 from netloom_e2e.lab import Machine, wait_for
 from netloom_e2e.mesh import facts
+from netloom_e2e.trie_entries import key
 from tests.kernel.prefilters import mounted_bpffs
 
 PREFILTERS = "/apis/netloom.dev/v1alpha1/netloomprefilters"

@@ -36,7 +36,8 @@ from msgspec.structs import replace
 from netloom.kernel.prefilter import bpf
 from netloom.kernel.prefilter.keeper import PrefilterKeeper
 from netloom.kernel.prefilter.prefiltering import Mode, Prefiltering
-from netloom.prefilter.rules import Rules, entries_of, key
+from netloom.prefilter.records import record_of
+from netloom.prefilter.rules import MARK_SIZE, Entries, Rules, entry
 from netloom_e2e import bench
 from netloom_e2e.bench import Wrong
 from tests.kernel.netns import Lab, Namespace, prepare
@@ -73,8 +74,8 @@ def networks(count: int, seed: int = 1) -> list[Network]:
 
 def rules_of(some: list[Network]) -> Rules:
     """All for one prefilter."""
-    keys = b"".join(key(address.to_bytes(4, "big"), length) for address, length in some)
-    return Rules(entries_of(keys, bytes(4 * len(some))), names=("a",))
+    packed = b"".join(entry(record_of(address.to_bytes(4, "big"), length), 0) for address, length in some)
+    return Rules(Entries(packed), names=("a",))
 
 
 def rss_mib() -> float:
@@ -85,23 +86,25 @@ def rss_mib() -> float:
 
 async def load(keeper: PrefilterKeeper, count: int) -> dict[str, float]:
     """A filter that grows to `count` entries, and is changed."""
-    keys = rules_of(networks(count)).v4.keys
+    entries = rules_of(networks(count)).v4
     gc.collect()
     before = rss_mib()
     found: dict[str, float] = {"entries": count}
 
-    async def measure(name: str, unit: float, values: bytes) -> None:
-        desired = wanted(Rules(entries_of(keys, values), names=("a", "b")), DEVICE)
+    async def measure(name: str, unit: float, slots: bytes) -> None:
+        packed = bytearray(entries.packed)
+        packed[entries.size - MARK_SIZE :: entries.size] = slots
+        desired = wanted(Rules(Entries(bytes(packed)), names=("a", "b")), DEVICE)
         began = time.process_time()
         report = await keeper.apply(desired)
         if not report.in_sync:
             raise Wrong(str(report))
         found[name] = round(unit * (time.process_time() - began), 3)
 
-    await measure("map_seconds", 1, bytes(4 * count))
-    one, many = bytearray(4 * count), bytearray(4 * count)
-    one[4 * (count // 2)] = 1
-    many[:: 4 * (count // 1000)] = b"\x01" * len(many[:: 4 * (count // 1000)])
+    await measure("map_seconds", 1, bytes(count))
+    one, many = bytearray(count), bytearray(count)
+    one[count // 2] = 1
+    many[:: count // 1000] = b"\x01" * len(many[:: count // 1000])
     await measure("change_one_ms", 1000, bytes(one))
     await measure("change_1000_ms", 1000, bytes(many))
     found["rss_growth_mib"] = round(rss_mib() - before, 1)

@@ -23,9 +23,9 @@ from netloom.kernel.keeper.report import Failure
 from netloom.kernel.mesh.lifelines import Device, NodeNetwork, NodeRoute
 from netloom.kernel.prefilter.keeper import PrefilterReport
 from netloom.kernel.prefilter.prefiltering import DeviceReport, DeviceWish, Dropped, Mode, Prefiltering
-from netloom.prefilter.rules import entries_of, key, value
 from netloom.runtime.clock import ServerClock
 from netloom.runtime.store import Store
+from netloom_e2e.trie_entries import key, value
 from netloom_reconcilers.node.prefilter import telling
 from netloom_reconcilers.node.prefilter.config_maps import ConfigMaps, ListConfigMap, read
 from netloom_reconcilers.node.prefilter.reporting import PrefilterReporter
@@ -200,9 +200,8 @@ def denied(cidr: str) -> bytes:
 async def test_what_is_dropped_is_what_a_prefilter_says(setting: Setting) -> None:
     wanted = await setting.have(prefilter("a", deny_cidrs=("198.51.100.0/24",), allow_cidrs=("198.51.100.7/32",)))
     assert wanted.devices == (DeviceWish("eth0"),)
-    assert wanted.rules.v4 == entries_of(
-        denied("198.51.100.0/24") + denied("198.51.100.7/32"), value(0) + value(0, allow=True)
-    )
+    assert wanted.rules.v4.keys == denied("198.51.100.0/24") + denied("198.51.100.7/32")
+    assert wanted.rules.v4.values == value(0) + value(0, allow=True)
     assert wanted.rules.names == ("a",)
     again = await setting.have(prefilter("a", deny_cidrs=("198.51.100.0/24",), allow_cidrs=("198.51.100.7/32",)))
     assert (again.rules is wanted.rules, len(setting.kernel.applied)) == (True, 1)
@@ -349,7 +348,7 @@ async def test_what_is_meant_for_one_device_is_wanted_there_alone_and_fails_alon
     keys = denied("198.51.100.0/24") + denied("203.0.113.0/24")
     assert (on_eth0.v4.keys, on_eth0.names) == (keys, ("a", "c"))
     assert on_eth0.v4.values == value(1, allow=True) + value(1), "an exception of c's comes before a's denial, there"
-    assert (on_eth1.v4, on_eth1.names) == (entries_of(keys, value(0) + value(1)), ("a", "b"))
+    assert (on_eth1.v4.keys, on_eth1.v4.values, on_eth1.names) == (keys, value(0) + value(1), ("a", "b"))
     status = setting.feature.status()
     assert status is not None
     assert {each.name: (each.error, each.withheld) for each in status.filters} == {

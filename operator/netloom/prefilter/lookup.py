@@ -4,7 +4,6 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 from netloom.cidr import Address
-from netloom.prefilter.merged import Merged
 from netloom.prefilter.records import masked, record_of
 
 
@@ -26,12 +25,6 @@ def holding(records: Sequence[bytes], address: Address, longest: int | None = No
             length = found[-1] - 1
         else:
             length = common
-
-
-def decisive(merged: Merged, address: Address) -> tuple[bytes, int] | None:
-    """The entry that decides about packets from the address, and its value; None where none does."""
-    found = next(holding(merged.records, address), None)
-    return None if found is None else (found[1], merged.value_at(found[0]))
 
 
 def _common_bits(one: Address, other: Address) -> int:

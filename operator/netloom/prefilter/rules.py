@@ -6,7 +6,6 @@ Netloom runs on are. Of a million entries that is 12 MB, of which 5 are always z
 (`Entries`), and the kernel's form is made of some thousands at a time.
 """
 
-import struct
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,8 +27,6 @@ MARK_SIZE: Final = 2
 others are zero."""
 ENTRY_SIZES: Final[dict[Version, int]] = {version: size + MARK_SIZE for version, size in SIZES.items()}
 """Bytes of an entry."""
-
-_U32 = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,28 +102,3 @@ def entry(record: bytes, value: int) -> bytes:
 def mark(value: int) -> bytes:
     """Of a value."""
     return bytes((value & 0xFF, value >> 24))
-
-
-def key(address: bytes, length: int) -> bytes:
-    """As the kernel has it, of a CIDR whose host bits are zero."""
-    return _U32.pack(length) + address
-
-
-def value(slot: int, *, allow: bool = False) -> bytes:
-    """As the kernel has it, of an entry."""
-    return _U32.pack(slot | (ALLOW if allow else 0))
-
-
-def entries_of(keys: bytes, values: bytes) -> Entries:
-    """Of keys and values, in the order of entries. What is in bytes that say nothing is lost."""
-    count = len(values) // VALUE_SIZE
-    step = len(keys) // count if count else LENGTH_SIZE + 4
-    width = step - LENGTH_SIZE
-    size = width + 1 + MARK_SIZE
-    packed = bytearray(count * size)
-    for place in range(width):
-        packed[place::size] = keys[LENGTH_SIZE + place :: step]
-    packed[width::size] = keys[0::step]
-    packed[size - MARK_SIZE :: size] = values[0::VALUE_SIZE]
-    packed[size - 1 :: size] = values[VALUE_SIZE - 1 :: VALUE_SIZE]
-    return Entries(bytes(packed), size)

@@ -12,10 +12,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from netloom.cidr import VERSIONS, Version
 from netloom.kernel.prefilter import bpf
 from netloom.kernel.prefilter.keeper import PrefilterKeeper, PrefilterReport
 from netloom.kernel.prefilter.prefiltering import DeviceWish, Mode, Prefiltering
-from netloom.prefilter.rules import Entries, Rules, entries_of, key, value
+from netloom.prefilter.records import record_of
+from netloom.prefilter.rules import ALLOW, ENTRY_SIZES, Entries, Rules, entry
 from tests.kernel import meshes
 from tests.kernel.netns import Namespace
 
@@ -30,19 +32,18 @@ IPV4, IPV6, VLAN, PROVIDER_VLAN, OLD_VLAN = 0x0800, 0x86DD, 0x8100, 0x88A8, 0x91
 def rules(deny: Mapping[str, str], allow: Mapping[str, str] | None = None) -> Rules:
     """Of CIDRs, each with the name of its prefilter."""
     names = tuple(dict.fromkeys([*deny.values(), *(allow or {}).values()]))
-    found: dict[int, list[tuple[bytes, int, bytes]]] = {4: [], 6: []}
+    found: dict[Version, list[tuple[bytes, int, int]]] = {4: [], 6: []}
     for entries, allowed in ((deny, False), (allow or {}, True)):
         for cidr, name in entries.items():
             network = ipaddress.ip_network(cidr)
-            place = (network.network_address.packed, network.prefixlen, value(names.index(name), allow=allowed))
+            place = (network.network_address.packed, network.prefixlen, names.index(name) | (ALLOW if allowed else 0))
             found[network.version].append(place)
-    return Rules(packed(found[4]), packed(found[6]), names)
+    return Rules(*(packed(found[version], version) for version in VERSIONS), names=names)
 
 
-def packed(entries: Iterable[tuple[bytes, int, bytes]]) -> Entries:
+def packed(entries: Iterable[tuple[bytes, int, int]], version: Version = 4) -> Entries:
     """Of (address, length, value)."""
-    ordered = sorted(entries)
-    return entries_of(b"".join(key(a, n) for a, n, _ in ordered), b"".join(v for _, _, v in ordered))
+    return Entries(b"".join(entry(record_of(a, n), v) for a, n, v in sorted(entries)), ENTRY_SIZES[version])
 
 
 def wanted(some: Rules, *devices: str, mode: Mode = Mode.BEST_EFFORT) -> Prefiltering:

@@ -2,7 +2,6 @@
 
 import ipaddress
 import random
-import struct
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +13,8 @@ from netloom.kernel.prefilter.differences import Difference, Inspection, compare
 from netloom.kernel.prefilter.maps import SLOTS, capacity_for
 from netloom.kernel.prefilter.slots import assign, renumbered
 from netloom.kernel.prefilter.tries import FamilyTrie
-from netloom.prefilter.rules import ALLOW, EMPTY, Entries, Rules, key, value
+from netloom.prefilter.rules import ALLOW, EMPTY, Entries, Rules
+from netloom_e2e.trie_entries import key, value
 from tests.kernel.prefilters import IPV4, IPV6, Filtered, ethernet, ipv4, ipv6, packed, wanted
 
 MANY = 1 << 20
@@ -23,9 +23,8 @@ Network = tuple[int, int]
 
 
 def content(some: dict[Network, int], size: int = 4) -> Entries:
-    return packed(
-        (address.to_bytes(size, "big"), length, struct.pack("<I", held)) for (address, length), held in some.items()
-    )
+    entries = ((address.to_bytes(size, "big"), length, held) for (address, length), held in some.items())
+    return packed(entries, 4 if size == 4 else 6)
 
 
 def as_dict(entries: Entries, key_size: int = 8) -> dict[bytes, bytes]:

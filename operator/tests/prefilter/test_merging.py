@@ -11,12 +11,12 @@ import pytest
 from netloom.cidr import Cidr, Version, parse_address
 from netloom.prefilter import merging
 from netloom.prefilter.lists import ParsedList, parse_list
-from netloom.prefilter.lookup import decisive
+from netloom.prefilter.lookup import holding
 from netloom.prefilter.merging import Contradiction, Merger, Source
 from netloom.prefilter.node_rules import Filter, NodeRules
 from netloom.prefilter.records import Records, record, text_of
-from netloom.prefilter.rules import ALLOW, ENTRY_SIZES, SLOT, Entries, entries_of, key, value
-from netloom.prefilter.withheld import Lifeline, WithheldEntries, lifelines_of
+from netloom.prefilter.rules import ALLOW, ENTRY_SIZES, SLOT, Entries
+from netloom_e2e.trie_entries import key, value
 
 Lists = dict[Source, Mapping[Version, Records]]
 SLOTS = {"a": 0, "b": 1}
@@ -67,13 +67,14 @@ def test_a_change_of_one_line_is_a_difference_of_one() -> None:
 def test_entries_are_as_the_kernel_takes_them() -> None:
     merger = Merger()
     merger.replace(of("b", "10.0.0.0/8 10.1.0.0/16 fd00::/8") | of("a", "10.1.2.3", allow=True), SLOTS)
-    assert merger.merged[4].entries == entries_of(
+    four, six = merger.merged[4].entries, merger.merged[6].entries
+    assert (four.keys, four.values) == (
         key(parse_address("10.0.0.0"), 8) + key(parse_address("10.1.0.0"), 16) + key(parse_address("10.1.2.3"), 32),
         value(1) + value(1) + value(0, allow=True),
     )
-    assert merger.merged[6].entries == entries_of(struct.pack("<I", 8) + parse_address("fd00::"), struct.pack("<I", 1))
+    assert (six.keys, six.values) == (struct.pack("<I", 8) + parse_address("fd00::"), struct.pack("<I", 1))
     left = merger.merged[4].withholding([record(Cidr.parse("10.1.0.0/16")), record(Cidr.parse("10.0.0.0/8"))])
-    assert left.entries == entries_of(key(parse_address("10.1.2.3"), 32), value(0, allow=True))
+    assert (left.entries.keys, left.entries.values) == (key(parse_address("10.1.2.3"), 32), value(0, allow=True))
     other = record(Cidr.parse("11.0.0.0/8"))
     assert merger.merged[4].withholding([other]).entries is merger.merged[4].entries, "nothing is copied for nothing"
 
@@ -139,8 +140,9 @@ def test_any_order_of_changes_decides_as_the_plain_model(
         plain = [(source, ipaddress.ip_network(text)) for source, texts in lists.items() for text in set(texts)]
         for number in range(0, 64, 3):
             for address in (ipaddress.IPv4Address(number << 26), ipaddress.IPv6Address(number << 122)):
-                found = decisive(merger.merged[4 if address.version == 4 else 6], address.packed)
-                decided = (-1, False) if found is None else (found[1] & SLOT, bool(found[1] & ALLOW))
+                merged = merger.merged[4 if address.version == 4 else 6]
+                found = [merged.value_at(at) for at, _ in holding(merged.records, address.packed)][:1]
+                decided = (found[0] & SLOT, bool(found[0] & ALLOW)) if found else (-1, False)
                 assert decided == model(plain, address)
 
 

@@ -20,7 +20,7 @@ class PrefilterReport(KeeperReport, frozen=True, kw_only=True):
     """The state of the prefilter.
 
     devices:  those that are wanted, in that order. entries: in the kernel's tries, by family (`v4`, `v6`).
-    program:  the kernel's id of ours, 0: none is loaded. tag: the kernel's hash of it.
+    program:  the kernel's id of ours, 0: none is loaded.
     error:    why program or entries are not as wanted, as a sentence: no bpffs, no compiler, a compiler's or the
     verifier's no. verifier: what the kernel's verifier said, line by line, where it refused the program.
     """
@@ -28,7 +28,6 @@ class PrefilterReport(KeeperReport, frozen=True, kw_only=True):
     devices: tuple[DeviceReport, ...] = ()
     entries: Mapping[str, int] = {}
     program: int = 0
-    tag: str = ""
     error: str = ""
     verifier: str = ""
 
@@ -109,7 +108,6 @@ class PrefilterKeeper(Keeper[Prefiltering, PrefilterReport]):
             devices=self._devices.reports(),
             entries=dict(part.entries),
             program=info.identity if info is not None else 0,
-            tag=info.tag if info is not None else "",
             error=part.error,
             verifier=part.verifier,
         )

@@ -36,11 +36,6 @@ class KernelFilter:
         """Who counts is in another thread: descriptors must not become somebody else's meanwhile."""
 
     @property
-    def is_there(self) -> bool:
-        """Whether anything of the prefilter's is in the kernel; without a prefilter, one look at a folder."""
-        return bool(self._maps or self.programs.open) or self.pins.folder.is_dir()
-
-    @property
     def has_maps(self) -> bool:
         """Whether they are open."""
         return bool(self._maps)

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from netloom.api.v1alpha1 import PREFILTERS, NetloomNode, NetloomPrefilter, NodePrefilter
@@ -37,8 +36,6 @@ from netloom_reconcilers.node.prefilter.own_labels import OwnLabels
 from netloom_reconcilers.node.prefilter.reporting import PrefilterReporter, has_words
 from netloom_reconcilers.node.prefilter.selection import Machine, Together, machine_of, selecting, together
 from netloom_reconcilers.node.prefilter.telling import Told
-
-log = structlog.get_logger(__name__)
 
 _KEY = "prefilter"
 _INLINE_DENY, _INLINE_ALLOW = "spec.denyCIDRs", "spec.allowCIDRs"

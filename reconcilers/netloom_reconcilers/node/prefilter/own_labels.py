@@ -36,11 +36,6 @@ class OwnLabels:
         store.subscribe(lambda key, old, new: self._take(new))
         self._wanted = asyncio.Event()
 
-    @property
-    def fault(self) -> str:
-        """Why they are not known, or may be old; "" if they are."""
-        return self._watch.fault
-
     def want(self) -> None:
         """There is somebody who asks for them."""
         self._wanted.set()
