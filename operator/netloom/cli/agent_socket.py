@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TypeVar
 
-import aiohttp
 import msgspec
 
 from netloom.api.errors import UserError
 from netloom.runtime.errors import plain
+from netloom.runtime.http import aiohttp
 from netloom_reconcilers.node.addresses.wire import ErrorAnswer
 
 M = TypeVar("M", bound=msgspec.Struct)

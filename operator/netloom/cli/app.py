@@ -3,19 +3,15 @@
 import itertools
 import os
 import platform
-import socket
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
 from netloom import __version__
-from netloom.api.errors import UserError, WrongUsage
-from netloom.cli import crds, guard, ip, pools, prefilter, uninstall
+from netloom.api.errors import UserError
+from netloom.cli import crds, guard, ip, machine, pools, prefilters, uninstall
 from netloom.cli.help import CommandGroup, show_help
 from netloom.cli.options import (
     Cluster,
@@ -26,21 +22,16 @@ from netloom.cli.options import (
     GracePeriod,
     HttpAddress,
     Logging,
-    Manifests,
-    NodeName,
     Output,
-    RunDir,
     Socket,
     StateDir,
     StatusOutput,
+    awaited,
     grouped,
     show,
 )
 from netloom.cli.process import say
 from netloom.webhook import names
-
-if TYPE_CHECKING:
-    from netloom.kernel.keeper.report import PlannedChange
 
 # Plain text: it is read, searched and pasted as it is, and starts a third faster than boxes.
 app = typer.Typer(
@@ -58,17 +49,13 @@ app.add_typer(ip.ip, name="ip")
 app.add_typer(pools.pools, name="pools")
 app.add_typer(prefilter.prefilter, name="prefilter")
 app.command()(guard.webhook)
+app.command()(machine.plan)
+app.command()(machine.cleanup)
 app.command()(crds.crds)
 app.command()(uninstall.uninstall)
 
-EXIT_CHANGES = 2
-"""Exit status of `netloom plan` when the kernel differs from what is wanted."""
-
 WAIT = "5m"
 """How long `netloom status --wait` waits."""
-
-_HOST = socket.gethostname().lower()
-_RUN_DIR = Path("/run/netloom")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +66,7 @@ class Leading:
     lease_namespace: Annotated[
         str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the lease, and of those of the agents.")
     ] = "kube-system"
-    identity: Annotated[str, typer.Option(envvar="POD_NAME", help="Name of this replica in the lease.")] = _HOST
+    identity: Annotated[str, typer.Option(envvar="POD_NAME", help="Name of this replica in the lease.")] = machine.HOST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +94,6 @@ class Living:
         str, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the Lease that says that this agent lives.")
     ] = "kube-system"
     grace_period: GracePeriod = 40.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class NodeOptions:
-    """Whose kernel, from which objects, with which features."""
-
-    node_name: NodeName = _HOST
-    manifests: Manifests = None
-    run_dir: RunDir = _RUN_DIR
-    features: Features = "*"
 
 
 @app.command()
@@ -157,7 +134,7 @@ def operator(
 @grouped
 def agent(
     *,
-    node: NodeOptions,
+    node: machine.NodeOptions,
     cluster: Cluster,
     living: Living,
     state_dir: StateDir = None,
@@ -177,21 +154,8 @@ def agent(
 
     groups = {**vars(node), **vars(cluster), **vars(living)}
     groups |= {"state_dir": state_dir, "socket": socket, "give_back_after": give_back_after}
-    groups["cni"] = _cni(node.run_dir, cni_host, cni_install)
+    groups["cni"] = machine.cni_options(node.run_dir, cni_host, cni_install)
     logging.run(run_agent(AgentOptions(**groups, http_address=http_address)))
-
-
-def _cni(run_dir: Path, host: CniHost, install: CniInstall | None) -> Any:
-    """CniOptions of that; None where nobody is to be answered. Without `install` what may be there."""
-    from netloom_reconcilers.node.endpoints.options import SOCKET, CniOptions, Places
-
-    if install is not None and not install.cni_install:
-        return CniOptions(host.cni_socket, host.cni_deletions) if host.cni_socket is not None else None
-    places = Places(bin_dir=host.cni_bin_dir, conf_dir=host.cni_conf_dir)
-    if install is not None:
-        chain = tuple(name for each in install.cni_chain.split(",") if (name := each.strip()))
-        places = places._replace(plugin=install.cni_plugin, chain=chain, version=install.cni_version)
-    return CniOptions(host.cni_socket or run_dir / SOCKET, host.cni_deletions, places)
 
 
 class OptionalWait(TyperCommand):
@@ -262,11 +226,9 @@ def check(
     Exit status: 0 all pass, 1 something is lost or not known, 2 the command line is wrong, 3 nobody could look.
     """
     from netloom.cli import check as view
-    from netloom.runtime import log, loop
 
-    log.configure("auto", "error")
     try:
-        found, status, said = loop.run(view.run(**vars(cluster), node=node, address=agent_address))
+        found, status, said = awaited(view.run(**vars(cluster), node=node, address=agent_address))
     except UserError as error:
         say(str(error))
         raise typer.Exit(view.EXIT_NOT_ASKED) from error
@@ -275,85 +237,6 @@ def check(
     else:
         typer.echo("\n".join(said))
     raise typer.Exit(status)
-
-
-@app.command()
-@grouped
-def plan(node: NodeOptions, cluster: Cluster, output: Output = "text") -> None:
-    """Print what the agent would change in the kernel, as `ip` would say it. Exit status 2 if anything.
-
-    It writes nothing, and needs no rights over the network: what cannot be read without them is named, and left out.
-    So is what an agent would not do, as a route that would cut the node off. The exit status is 1 then, if there is
-    nothing else to change.
-    """
-    from netloom.roles import node_plan
-    from netloom.roles.agent import FEATURES
-    from netloom.roles.agent_sources import AgentOptions
-    from netloom.runtime import log, loop
-
-    log.configure("auto", "warning")
-    found = loop.run(node_plan.plan(AgentOptions(**vars(node), **vars(cluster)), FEATURES))
-    show(output, found.changes, lambda changes: _as_ip(changes, "change", whole=not found.unread))
-    _tell((*found.unread, *found.left_out))
-    if found.changes:
-        raise typer.Exit(EXIT_CHANGES)
-    if found.unread or found.left_out:
-        raise typer.Exit(1)
-
-
-@app.command()
-@grouped
-def cleanup(
-    *,
-    run_dir: RunDir = _RUN_DIR,
-    state_dir: StateDir = None,
-    socket: Socket = None,
-    cni_host: CniHost,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would go, and remove nothing.")] = False,
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
-    forget: Annotated[
-        bool,
-        typer.Option(
-            "--forget", help="No agent comes back: do not keep what switches that stay were before, nor directories."
-        ),
-    ] = False,
-    report: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also write there what stays, as into a pod's termination message."),
-    ] = None,
-    output: Output = "text",
-) -> None:
-    """Remove all that agents made in the kernel and on the host of this machine, by whatever feature, and nothing else.
-
-    Pods lose their network, and the CNI plugin and its configuration go. On a terminal it shows first what would go,
-    and asks; elsewhere it takes --yes. An agent has to be stopped before: it would put everything back.
-    """
-    if not (dry_run or yes or sys.stdin.isatty()):
-        raise WrongUsage(
-            "cleanup takes the network from this machine's pods, and there is no terminal to ask on: give --yes, or "
-            "--dry-run to see what it would remove"
-        )
-    from netloom.roles import node_plan, presence
-    from netloom.roles.agent import FEATURES
-    from netloom.runtime import log, loop
-
-    log.configure("auto", "warning")
-    running = presence.sentence()
-    if running and not dry_run:
-        raise UserError(f"{running} Stop it first: its DaemonSet's pod on this node, or its service.")
-    where: dict[str, Any] = {"state_dir": state_dir, "socket": socket, "cni": _cni(run_dir, cni_host, None)}
-    if dry_run or not yes:
-        would = loop.run(node_plan.cleanup(run_dir, FEATURES, dry_run=True, **where))
-        if dry_run or not would.changes:
-            show(output, would.changes, lambda changes: _as_ip(changes, "remove", whole=not would.unread))
-            _tell((*would.unread, *would.left, *filter(None, [running])))
-            return
-        _ask(would.changes)
-    done = loop.run(node_plan.cleanup(run_dir, FEATURES, forget=forget, **where))
-    show(output, done.changes, lambda changes: _as_ip(changes, "remove"))
-    _tell(done.left)
-    if report is not None:
-        report.write_text("\n".join(done.left))
 
 
 @app.command()
@@ -397,26 +280,3 @@ def netloom(
     ] = False,
 ) -> None:
     """The node-networking control plane of a Kubernetes cluster."""
-
-
-def _as_ip(changes: Sequence["PlannedChange"], verb: str, *, whole: bool = True) -> None:
-    for change in changes:
-        print(f"{change.text}   # {change.why}" if change.why else change.text)
-    if not changes:
-        print(f"nothing to {verb}" if whole else f"nothing to {verb} in what could be read")
-
-
-def _tell(sentences: Sequence[str]) -> None:
-    sys.stdout.flush()
-    for sentence in sentences:
-        say(sentence)
-
-
-def _ask(changes: Sequence["PlannedChange"]) -> None:
-    """Shows what would go. Raises typer.Exit where the answer is no."""
-    _as_ip(changes, "remove")
-    sys.stdout.flush()
-    print(f"Remove these {len(changes)}? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        say("nothing was removed")
-        raise typer.Exit(1)

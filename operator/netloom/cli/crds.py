@@ -9,7 +9,7 @@ import typer
 
 from netloom.api.errors import UserError
 from netloom.api.words import SHOWN
-from netloom.cli.options import Cluster, grouped
+from netloom.cli.options import Cluster, awaited, grouped
 
 if TYPE_CHECKING:
     from netloom.runtime.client import Api
@@ -30,11 +30,7 @@ def crds(
     It changes the definitions that are in the folder, whoever applied them before, and removes none. One in the cluster
     that knows all of the folder's and more is newer, and stays: objects would lose what the folder's does not know.
     """
-    manifests = read(folder)
-    from netloom.runtime import log, loop
-
-    log.configure("auto", "warning")
-    loop.run(_apply(manifests, cluster.kubeconfig, cluster.context))
+    awaited(_apply(read(folder), cluster.kubeconfig, cluster.context), "warning")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

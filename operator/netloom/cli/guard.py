@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netloom.api.errors import UserError, WrongUsage
-from netloom.cli.options import Cluster, HttpAddress, Logging, grouped
+from netloom.cli.options import Cluster, HttpAddress, Logging, awaited, grouped
 from netloom.webhook import names
 
 if TYPE_CHECKING:
@@ -162,10 +162,8 @@ def install(
         print(as_yaml(manifests), end="")
         return
     from netloom.cli.applying import apply_all
-    from netloom.runtime import log, loop
 
-    log.configure("auto", "warning")
-    loop.run(apply_all(manifests, cluster.kubeconfig, cluster.context))
+    awaited(apply_all(manifests, cluster.kubeconfig, cluster.context), "warning")
 
 
 @guard.command()
@@ -184,15 +182,13 @@ def check(
     """
     from netloom.cli import guard_check
     from netloom.cli.status import duration
-    from netloom.runtime import log, loop
 
-    log.configure("auto", "error")
     try:
         seconds = duration(wait)
     except ValueError as error:
         raise WrongUsage(str(error)) from error
     scope = guarding.scope(guarded, namespace)
-    found = loop.run(guard_check.check(scope, cluster.kubeconfig, cluster.context, seconds))
+    found = awaited(guard_check.check(scope, cluster.kubeconfig, cluster.context, seconds))
     print("\n".join(map(str, found)))
     if not all(each.refused for each in found):
         raise typer.Exit(1)

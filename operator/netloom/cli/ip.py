@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import typer
 
-from netloom.cli.options import Cluster, Output, grouped, show
+from netloom.cli.options import Cluster, Output, awaited, grouped, show
 from netloom_reconcilers.node.addresses.wire import SOCKET, WAIT_SECONDS, AddressListing, Ask, Assignment, Released, Why
 
 M = TypeVar("M", bound=msgspec.Struct)
@@ -90,10 +90,8 @@ def why(
         found = _ask(socket, "GET", "/v1/why", Why, query=[("name", name)])
     else:
         from netloom.cli.why import ask_api_server
-        from netloom.runtime import log, loop
 
-        log.configure("auto", "error")
-        found = loop.run(ask_api_server(cluster, name))
+        found = awaited(ask_api_server(cluster, name))
     show(output, found, lambda found: print("\n".join(told(found))))
 
 
@@ -110,35 +108,28 @@ def told(found: Why) -> list[str]:
 
 def lines(found: AddressListing) -> list[str]:
     """As text."""
+    from netloom.cli.status_text import aligned
+
     rows: list[tuple[str, ...]] = [("ADDRESS", "POOL", "OWNER", "CONTAINER", "INTERFACE")]
     rows += [
         (given.address, each.pool or "-", each.name, each.container[:12] or "-", each.interface or "(seen to run)")
         for each in found.assignments
         for given in each.addresses
     ]
-    printed = _columns(rows)
+    printed = [*aligned(rows)]
     counts: list[tuple[str, ...]] = [("POOL", "FAMILY", "USED", "FREE", "RESTING", "WAITING")]
     counts += [
         (each.pool or "-", f"IPv{each.family}", *map(str, (each.used, each.free, each.resting, each.waiting)))
         for each in found.pools
     ]
-    printed += ["", *_columns(counts)]
+    printed += ["", *aligned(counts)]
     if found.orphans:
         printed += ["", f"not of this node any more, and in use: {', '.join(found.orphans)}"]
     return printed
 
 
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
-    from netloom.cli.status_text import safe
-
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [safe("   ".join(map(str.ljust, row, widths)).rstrip()) for row in rows]
-
-
 def _ask(path: Path, method: str, url: str, kind: type[M], *, wait: float = WAIT_SECONDS, **what: Any) -> M:
     """What the agent answers. Raises UserError."""
     from netloom.cli.agent_socket import ask
-    from netloom.runtime import log, loop
 
-    log.configure("auto", "error")
-    return loop.run(ask(path, method, url, kind, wait, **what))
+    return awaited(ask(path, method, url, kind, wait, **what))

@@ -178,6 +178,14 @@ class Logging:
             raise
 
 
+def awaited(work: Coroutine[Any, Any, T], level: LogLevel = "error") -> T:
+    """What it comes to. level: the least that is logged meanwhile."""
+    from netloom.runtime import log, loop
+
+    log.configure("auto", level)
+    return loop.run(work)
+
+
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """The command as typer wants it: of a parameter that is a dataclass, each field becomes an option. An option that
     others make void is refused."""

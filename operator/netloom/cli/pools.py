@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from netloom.api.errors import UserError
-from netloom.cli.options import Cluster, Context, Kubeconfig, Output, grouped, show
+from netloom.cli.options import Cluster, Context, Kubeconfig, Output, awaited, grouped, show
 
 pools = typer.Typer(help="Show how full the pools of IPAM mode multi-pool are.", invoke_without_command=True)
 
@@ -18,10 +18,8 @@ def list_pools(
     if called.invoked_subcommand is not None:
         return
     from netloom.cli import pool_report as view
-    from netloom.runtime import log, loop
 
-    log.configure("auto", "error")
-    found = loop.run(view.pools(kubeconfig, context))
+    found = awaited(view.pools(kubeconfig, context))
     show(output, found, lambda found: typer.echo("\n".join(view.table(found))))
 
 
@@ -32,10 +30,8 @@ def show_pool(
 ) -> None:
     """Show who holds what of one pool."""
     from netloom.cli import pool_report as view
-    from netloom.runtime import log, loop
 
-    log.configure("auto", "error")
-    found = loop.run(view.holders_of(cluster.kubeconfig, cluster.context, name))
+    found = awaited(view.holders_of(cluster.kubeconfig, cluster.context, name))
     if found.pool is None and not found.holders:
         raise UserError(f"there is no NetloomIPPool {name}; `netloom pools` lists those that there are")
     show(output, found, lambda found: typer.echo("\n".join(view.shown(name, found))))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from netloom.cli.options import Cluster, Output, grouped, show
+from netloom.cli.options import Cluster, Output, awaited, grouped, show
 
 prefilter = typer.Typer(help="Show what is dropped at nodes' devices, and where.", no_args_is_help=True)
 
@@ -15,10 +15,8 @@ def status(*, cluster: Cluster, output: Output = "text") -> None:
     """Show where each NetloomPrefilter runs, and what is wrong with it. Exit status 1 if one is not ready."""
     from netloom.api.prefilter_verdict import NO_NODES
     from netloom.cli import prefilter_report as view
-    from netloom.runtime import log, loop
 
-    log.configure("auto", "error")
-    found = loop.run(view.prefilters(cluster.kubeconfig, cluster.context))
+    found = awaited(view.prefilters(cluster.kubeconfig, cluster.context))
     show(output, found, lambda found: typer.echo("\n".join(view.table(found))))
     if any(each.ready != "True" and each.reason != NO_NODES for each in found):
         raise typer.Exit(1)
@@ -44,8 +42,6 @@ def look_up(
     From the objects: the prefilters, their lists, and how the nodes say that they fare.
     """
     from netloom.cli import prefilter_report as view
-    from netloom.runtime import log, loop
 
-    log.configure("auto", "error")
-    found = loop.run(view.look_up(cluster.kubeconfig, cluster.context, address, node or (), device or ()))
+    found = awaited(view.look_up(cluster.kubeconfig, cluster.context, address, node or (), device or ()))
     show(output, found, lambda found: typer.echo("\n".join(view.told(found))))

@@ -118,6 +118,14 @@ def say(sentence: str) -> None:
         _mute(2)
 
 
+def confirm(question: str, otherwise: str) -> None:
+    """Asks the person at the keyboard. Ends the process where the answer is no, and says what that means."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        say(otherwise)
+        end(1)
+
+
 def _open_streams() -> None:
     """A stream that was closed would lend its number to the next file or socket, which would get what is printed."""
     missing = [number for number in (0, 1, 2) if not _is_open(number)]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from netloom.api.errors import UserError, WrongUsage
-from netloom.cli.options import Cluster, grouped
-from netloom.cli.process import say
+from netloom.cli.options import Cluster, awaited, grouped
+from netloom.cli.process import confirm
 from netloom.webhook import names
 
 if TYPE_CHECKING:
@@ -69,12 +69,10 @@ def uninstall(
     Pods lose the network. It works while no guard answers, and while Netloom's namespace is gone or being deleted;
     where it fails, running it again goes on from there. CustomResourceDefinitions stay: `kubectl delete -f crds/`.
     """
-    from netloom.runtime import log, loop
     from netloom.uninstall.steps import UninstallOptions
 
     if not yes:
         _ask(guard_only)
-    log.configure("auto", "error")
     options = UninstallOptions(
         namespace=namespace,
         pods_in=machines.pods_in,
@@ -87,7 +85,7 @@ def uninstall(
         seconds=machines.timeout,
         cilium_namespace=cilium_namespace,
     )
-    loop.run(_run(cluster, options))
+    awaited(_run(cluster, options))
 
 
 async def _run(cluster: Cluster, options: "UninstallOptions") -> None:
@@ -115,7 +113,4 @@ def _ask(guard_only: bool) -> None:
             "uninstall takes the network from all pods of the cluster, and there is no terminal to ask on: give --yes"
         )
     what = "the guard away" if guard_only else "Netloom out of the cluster, and the network from all of its pods"
-    print(f"This takes {what}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        say("nothing was done")
-        raise typer.Exit(1)
+    confirm(f"This takes {what}. Go on?", "nothing was done")

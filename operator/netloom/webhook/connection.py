@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 import msgspec
 import structlog
-from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
 
+from netloom.runtime.http import web
 from netloom.webhook import metrics
 from netloom.webhook.names import PATH
 

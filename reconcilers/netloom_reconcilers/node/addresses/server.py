@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import msgspec
-import structlog
-from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from netloom.cidr import Address, CidrError, Version, format_address, parse_address
 from netloom.ipam.node_allocator import NodeAllocator, Owner, OwnerHolding
+from netloom.runtime.http import web
 from netloom_reconcilers.node.addresses.service import AddressService, NoAddress
 from netloom_reconcilers.node.addresses.wire import (
     AddressListing,
@@ -38,8 +37,6 @@ from netloom_reconcilers.node.addresses.wire import (
     Released,
     Valid,
 )
-
-log = structlog.get_logger(__name__)
 
 M = TypeVar("M", bound=msgspec.Struct)
 
