@@ -152,10 +152,6 @@ class ControlPlane(Started):
         """SIGKILL: connections are reset, new ones refused."""
         self._processes.pop("kube-apiserver").kill()
 
-    def restart_apiserver(self) -> None:
-        self.kill_apiserver()
-        self.start_apiserver()
-
     def pause_apiserver(self) -> None:
         """SIGSTOP: connections stay open and are accepted, but nothing is ever answered."""
         server = self._processes["kube-apiserver"]
@@ -194,11 +190,6 @@ class ControlPlane(Started):
         """As the Kubernetes documentation says: no API server runs while etcd is given its older data."""
         self.stop_for_restore(backup)
         self.start_restored()
-
-    def restore_etcd_alone(self, backup: Path) -> None:
-        """As it says not to: the API server lives on, and finds its etcd in the past."""
-        self._replace_data(backup)
-        self._start_etcd()
 
     def _replace_data(self, backup: Path) -> None:
         self._processes.pop("etcd").kill()

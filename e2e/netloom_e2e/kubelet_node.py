@@ -194,15 +194,6 @@ class KubeletNode:
                 found |= {int(pid) for pid in group.read_text().split()}
         return sorted(found)
 
-    def resident(self) -> dict[str, int]:
-        """Bytes of memory of its own programs."""
-        found = {}
-        for name, process in self._processes.items():
-            (child, *_) = _children(process.pid) or [process.pid]
-            pages = int(Path(f"/proc/{child}/statm").read_text().split()[1])
-            found[name] = pages * os.sysconf("SC_PAGE_SIZE")
-        return found
-
     # Pieces
 
     def _spawn(self, program: str, command: Sequence[str | Path]) -> Process:

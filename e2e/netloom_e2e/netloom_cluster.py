@@ -23,7 +23,6 @@ from netloom_e2e.pod_networks import PodNetwork
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 NAMESPACE = "kube-system"
-NODES = "/apis/netloom.dev/v1alpha1/netloomnodes"
 NOT_READY = "node.netloom.dev/not-ready"
 _SECONDS = 90.0
 

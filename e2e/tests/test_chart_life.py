@@ -30,7 +30,6 @@ from netloom_e2e.rights import Account, Audit
 NETWORK = "/apis/netloom.dev/v1alpha1/netloomnetworks/default"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
-OPERATORS = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/netloom-operator"
 RESTLESS = ("Pod/", "Node/", "ReplicaSet/", "DaemonSet/", "Deployment/", "CustomResourceDefinition/")
 VALUES = {"test": {"wait": "1m"}}
 FIRST_MODE = (("vxlan:8472",), TUNNEL)

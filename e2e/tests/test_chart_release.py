@@ -17,7 +17,6 @@ from netloom_e2e import commit_before, crds
 from netloom_e2e.api_objects import objects
 from netloom_e2e.chart import CHART, CI, SOME_IMAGE, older, rendered, template
 from netloom_e2e.chart_pods import Hooks
-from netloom_e2e.client import ApiFailure
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.guard import Guards, account_kubeconfig, apply, guarding
 from netloom_e2e.lab import environment, wait_for
@@ -88,14 +87,6 @@ class Release:
 
 def passes(plane: ControlPlane, *command: str) -> bool:
     return plane.kubectl(*command, check=False).returncode == 0
-
-
-def exists(plane: ControlPlane, path: str) -> bool:
-    try:
-        plane.client.request("GET", path)
-    except ApiFailure:
-        return False
-    return True
 
 
 def _two_cnis_never_meet(release: Release) -> None:

@@ -29,7 +29,6 @@ from netloom_e2e.lab import wait_for
 CONFIG_MAPS = "/api/v1/namespaces/kube-system/configmaps"
 NODE_CONFIGS = CILIUM_NODE_CONFIGS.path(namespace="kube-system")
 NETWORK = NETWORKS.path("default")
-NOW = "2026-01-01T00:00:00Z"
 ADMIN = "admin"
 MODES = (None, "", " ", "cluster-pool", "multi-pool", "kubernetes", "crd", " cluster-pool ")
 FLAGS = (None, "true", "1", "yes")

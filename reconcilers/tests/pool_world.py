@@ -1,8 +1,7 @@
 """One node in IPAM mode multi-pool: its agent's allocator and reconciler, its object on a server that fails as it is
 told, and an operator that gives what is asked, or some of it. Time is the test's."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -243,12 +242,3 @@ class World:
     def edit(self, blocks: Mapping[str, list[str]]) -> None:
         """Somebody writes what the object holds."""
         self.write(allocated=tuple(PoolAllocation(name, tuple(cidrs)) for name, cidrs in blocks.items() if cidrs))
-
-
-def run(coroutine: Awaitable[Any]) -> Any:
-    """For tests that are not asynchronous."""
-
-    async def all_of_it() -> Any:
-        return await coroutine
-
-    return asyncio.run(all_of_it())

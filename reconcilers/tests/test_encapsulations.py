@@ -38,7 +38,6 @@ from netloom_reconcilers.node.mesh.encapsulations import Announcement, Needs, ac
 from netloom_reconcilers.node.tunnels import LINGER_SECONDS, TunnelsFeature
 from tests.contexts import context
 
-OTHER = Encapsulation("vxlan", 8473)
 TUNNEL, HYBRID, ROUTER = Routing(), Routing(mode="hybrid"), Routing(mode="native")
 DIRECT = Routing(mode="native", auto_direct_node_routes=True)
 

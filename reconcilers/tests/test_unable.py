@@ -3,10 +3,8 @@
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-
-import pytest
 
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import (
@@ -29,23 +27,9 @@ from netloom_reconcilers.node.tunnels import TunnelsFeature
 from tests.contexts import context
 from tests.kernel.faults import FaultyCommands
 from tests.kernel.meshes import eventually
-from tests.kernel.netns import Lab, Namespace
+from tests.kernel.netns import Namespace
 
 ON_VXLAN = (AcceptedEncapsulation("vxlan", 8472, sending=True),)
-
-
-@pytest.fixture
-def node() -> Iterator[Namespace]:
-    """A node at 192.168.7.1; the test runs inside."""
-    lab = Lab()
-    try:
-        node, wire = lab.namespace("node"), lab.namespace("wire")
-        lab.wire(node, "eth0", wire, "node")
-        node.ip("address add 192.168.7.1/24 dev eth0")
-        with node.entered():
-            yield node
-    finally:
-        lab.close()
 
 
 class Setting:

@@ -4,7 +4,7 @@ kernel, and compares it with what the page prints."""
 import asyncio
 import importlib.util
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,7 @@ from netloom.roles.feature_keepers import opened
 from netloom.roles.sources import Sources
 from netloom.runtime.store import Store
 from netloom_reconcilers.features.node import Obstacle
-from tests.kernel.netns import Lab, Namespace
+from tests.kernel.netns import Namespace
 from tests.runtime.scripted import until
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -65,17 +65,8 @@ async def test_the_file_follows_the_nodes_and_is_written_only_when_it_differs(
 
 
 @pytest.fixture
-def machine() -> Iterator[Namespace]:
-    """A node at 192.168.7.1; the test runs inside."""
-    lab = Lab()
-    try:
-        node, wire = lab.namespace("node"), lab.namespace("wire")
-        lab.wire(node, "eth0", wire, "node")
-        node.ip("address add 192.168.7.1/24 dev eth0")
-        with node.entered():
-            yield node
-    finally:
-        lab.close()
+def machine(node: Namespace) -> Namespace:
+    return node
 
 
 def write(folder: Path, kind: str, name: str, **spec: object) -> None:

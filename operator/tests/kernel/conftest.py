@@ -1,6 +1,6 @@
 """A node in a network namespace of its own, and data paths on it."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -14,8 +14,6 @@ from tests.kernel.prefilters import Filtered, mounted_bpffs
 from tests.loops import BOTH, UVLOOP, pytest_collection_modifyitems
 
 __all__ = ["pytest_collection_modifyitems"]
-
-Opener = Callable[..., "AsyncIterator[Dataplane]"]
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> dict[str, LoopFactory]:

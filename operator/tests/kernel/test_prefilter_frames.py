@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -90,8 +90,6 @@ PASSED = {
     "an IPv6 header that is cut off": ethernet(ipv6(BAD6)[:39], IPV6),
     "a header that is cut off behind a tag": ethernet(ipv4(BAD)[:19], IPV4, VLAN),
 }
-
-Wire = Callable[[], Receiver]
 
 
 class TapReceiver(Receiver):

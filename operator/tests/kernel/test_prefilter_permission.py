@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from tests.kernel.netns import Lab
-from tests.kernel.prefilters import IPV4, Filtered, Receiver, ethernet, ipv4
+from tests.kernel.prefilters import Filtered, Receiver
 from tests.kernel.test_prefilter import foreign
 
-BAD = ethernet(ipv4("198.51.100.1"), IPV4)
 PROGRAM = """
 import asyncio, ctypes, json, platform, struct, sys
 from pathlib import Path

@@ -22,9 +22,6 @@ from netloom_reconcilers.features.kernel import NftablesFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
 from netloom_reconcilers.node.known.peers import internal_ip, is_whole, pod_cidrs_of, pods_of, prefixes_of
 
-_NETWORK = ""
-"""Whose problems are those of the network; no node has an empty name."""
-
 MOST = 64
 """CIDRs of a family that are let through, each by two rules of a list that the kernel walks for every packet. A node of
 more single addresses has wider ones that hold them."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,12 @@ from netloom_reconcilers.node.endpoints import attachments as module
 from netloom_reconcilers.node.endpoints.attachments import Attachments
 from netloom_reconcilers.node.endpoints.networks import FILE, Networks
 from tests.endpoints.world import Node, call, owner, said_by, valid
+from tests.runtime.scripted import until
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 # ------------------------------------------------------------------------------------------------------------- adding

@@ -14,6 +14,7 @@ from netloom_reconcilers.node.endpoints import deletions as module
 from netloom_reconcilers.node.endpoints.deletions import AGAIN_SECONDS, REFUSED, Deletions, NotYet, files, name_of
 from netloom_reconcilers.node.endpoints.errors import CniError
 from netloom_reconcilers.node.endpoints.framing import Call
+from tests.runtime.scripted import until
 
 A, B = (
     Call(command="DEL", containerid=name, ifname="eth0", args="x=y", stdin=b'{"cniVersion": "1.0.0", "name": "n"}')
@@ -61,12 +62,6 @@ class Node:
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 @contextlib.asynccontextmanager

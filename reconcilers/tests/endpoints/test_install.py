@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from netloom_reconcilers.node.endpoints.install import (
     installed,
 )
 from netloom_reconcilers.node.endpoints.options import Places, on_host
+from tests.runtime.scripted import until
 
 
 class Host:
@@ -66,12 +67,6 @@ class Host:
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 @contextlib.asynccontextmanager

@@ -8,7 +8,7 @@ import resource
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from netloom_reconcilers.node.endpoints.connection import Reply, Sandbox
 from netloom_reconcilers.node.endpoints.errors import CniError
 from netloom_reconcilers.node.endpoints.framing import MAGIC, Call
 from netloom_reconcilers.node.endpoints.server import MOST_CALLERS, CniServer
+from tests.runtime.scripted import until
 
 ADD = Call(command="ADD", containerid="c1", netns="/run/netns/x", ifname="eth0", stdin=b'{"cniVersion":"1.0.0"}')
 
@@ -30,12 +31,6 @@ DEL = Call(command="DEL", containerid="c1", netns="/run/netns/x", ifname="eth0",
 def descriptors() -> int:
     """That this process has."""
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the one that lists is counted as well, each time
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 class Host:
