@@ -34,6 +34,8 @@ class KernelFeature(NodeFeature, ABC):
 
     keeper: Keeper[Any, Any]
     keeper_runs_as: ClassVar[str]
+    in_kernel: ClassVar[str] = ""
+    """What comes before what the kernel refused."""
     counts_changes: ClassVar[bool] = True
     """Whether `desired` takes what is in `_touched`: the names of nodes that changed since it last did."""
 
@@ -117,16 +119,20 @@ class KernelFeature(NodeFeature, ABC):
             self.problems[name] = problems
             log.warning("something is left out", of=self.name, whose=name, problems=problems)
 
-    def errors(self, report: Any = None, about: str = "", more: Iterable[str] = ()) -> list[str]:
-        """All that keeps it from being whole by the keeper's `report`, as sentences; empty if nothing does. `about`
-        comes before what the kernel refused, `more` after it."""
-        report = report or self.keeper.report
+    def errors(self, report: Any = None) -> list[str]:
+        """All that keeps it from being whole, as sentences; empty if nothing does. report: the keeper's, if not its
+        present one."""
+        report, about = report or self.keeper.report, self.in_kernel
         found = [self.obstacle.message] if self.obstacle else []
         found += [problem for name in self.problems if self._is_ours(name) for problem in self.problems[name]]
         found += [f"{about}{failure}" for failure in report.failures]
-        found += more
+        found += self._found_wrong(report)
         found += [f"{about}{item}: somebody else keeps changing it; its repair is delayed" for item in report.contended]
         return found
+
+    def _found_wrong(self, report: Any) -> Iterable[str]:
+        """Of errors, what a report says besides what the kernel refused."""
+        return ()
 
     def warnings(self) -> list[str]:
         """What other nodes' objects lack, as sentences."""

@@ -82,10 +82,9 @@ class ForwardingFeature(NftablesFeature):
                 return node
         return None
 
-    def errors(self, report: Any = None, about: str = "", more: Iterable[str] = ()) -> list[str]:
-        """What drops packets of pods for sure, and what keeps a filter from being opened."""
-        report = report or self.keeper.report
-        return super().errors(report, about, [*self._said_of(report, sure=True), *more])
+    def _found_wrong(self, report: Any) -> list[str]:
+        """What drops packets of pods for sure."""
+        return self._said_of(report, sure=True)
 
     def warnings(self, report: Any = None) -> list[str]:
         """What may drop them, and what cannot be looked at."""

@@ -5,7 +5,6 @@ It depends on no other reconciler: tunnels may be blocked, or switched off, and 
 
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import Any
 
 import structlog
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -63,6 +62,7 @@ class MasqueradeFeature(NftablesFeature):
 
     name = "masquerade"
     keeper_runs_as = "nftables"
+    in_kernel = "nftables "
     keeper: MasqueradeKeeper
     _desired: Masquerading
 
@@ -165,7 +165,3 @@ class MasqueradeFeature(NftablesFeature):
         else:
             self._among_pods.pop(name, None)
         self._report(name, problems)
-
-    def errors(self, report: Any = None, about: str = "nftables ", more: Iterable[str] = ()) -> list[str]:
-        """All that keeps masquerading from being whole, as sentences; empty if nothing does."""
-        return super().errors(report, about, more)

@@ -387,7 +387,7 @@ class ProbeFeature(KernelFeature):
             own = [each for key, each in (self.failing | self.passing).items() if key[0] == self._node_name]
             return [*own, *await self._look_at(chosen, whole=True)]
 
-    def errors(self, report: Any = None, about: str = "", more: Iterable[str] = ()) -> list[str]:
+    def errors(self, report: Any = None) -> list[str]:
         """Why it does nothing. That the device is not as desired keeps no packet of a pod back: it is a warning."""
         return [self.obstacle.message] if self.obstacle else []
 

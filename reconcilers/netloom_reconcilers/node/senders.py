@@ -7,7 +7,6 @@ announces; and a port stays guarded as long as one of our devices listens on it.
 import socket
 import time
 from collections.abc import Iterable
-from typing import Any
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -49,6 +48,7 @@ class SendersFeature(NftablesFeature):
 
     name = "senders"
     keeper_runs_as = "nftables of tunnels"
+    in_kernel = "nftables "
     drops = True
     keeper: SendersKeeper
     _desired: Senders
@@ -135,10 +135,10 @@ class SendersFeature(NftablesFeature):
         self._report(name, problems)
         return name, senders_of(node) if node is not None and not own else (), cidrs
 
-    def errors(self, report: Any = None, about: str = "nftables ", more: Iterable[str] = ()) -> list[str]:
+    def errors(self, report: SendersReport | None = None) -> list[str]:
         """What makes packets of nodes be dropped. Without the table all pass, so its failures are warnings."""
         report = report or self.keeper.report
-        return super().errors(msgspec.structs.replace(report, failures=_split(report)[0]), about, more)
+        return super().errors(msgspec.structs.replace(report, failures=_split(report)[0]))
 
     def warnings(self, report: SendersReport | None = None) -> list[str]:
         """What other nodes lack, why the table is not in place, and whose packets were dropped of late."""

@@ -78,10 +78,9 @@ class SurroundingsFeature(KernelFeature):
             for cidr in pod_cidrs_of(node)[0]:
                 yield Remote(name, cidr, addresses)
 
-    def errors(self, report: Any = None, about: str = "", more: Iterable[str] = ()) -> list[str]:
+    def _found_wrong(self, report: Any) -> list[str]:
         """What keeps packets of pods from passing, as sentences."""
-        report = report or self.keeper.report
-        return super().errors(report, about, [*findings.errors(report.found, self._memory), *more])
+        return findings.errors(report.found, self._memory)
 
     def warnings(self) -> list[str]:
         """What may come to that, or concerns only some of them."""

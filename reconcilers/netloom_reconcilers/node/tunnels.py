@@ -310,9 +310,8 @@ class TunnelsFeature(KernelFeature):
             self.keeper.servers = await self._api_addresses.look_up()
         return await super().plan()
 
-    def errors(self, report: Report | None = None, about: str = "", more: Iterable[str] = ()) -> list[str]:
-        """All that keeps the mesh from being whole, as sentences; empty if nothing does."""
-        report = report or self.keeper.report
+    def _found_wrong(self, report: Report) -> list[str]:
+        """What keeps the mesh from being whole though the kernel took all."""
         cut_off = [
             unreachable(name)
             for name, versions in report.unreachable.items()
@@ -325,7 +324,7 @@ class TunnelsFeature(KernelFeature):
         cut_off += [withheld_text(each, self._nodes.get(each.peer)) for each in report.withheld]
         cut_off += [astray_text(each) for each in report.astray if is_own(each)]
         taken, _ = rival_faults(report.rivals, carried=self._carried)
-        return super().errors(report, about, [*cut_off, *taken, *more])
+        return [*cut_off, *taken]
 
     def warnings(self, report: Report | None = None) -> list[str]:
         """What is wrong with other nodes, and what two of them both claim."""
