@@ -49,7 +49,7 @@ def check_cidr(
     return network, problems
 
 
-def parse_cidrs(
+def check_cidrs(
     texts: Iterable[str],
     *,
     object: str,
@@ -57,20 +57,15 @@ def parse_cidrs(
     example: str,
     family: Version | None = None,
     for_pods: bool = False,
-) -> tuple[tuple[tuple[str, Cidr], ...], list[Problem]]:
-    """Of a list at `field`: the CIDRs that name a network, each with its field, and a Problem for all that is wrong.
-
-    A CIDR with host bits, say, is in both: other rules still have something to say about it.
-    """
-    networks: list[tuple[str, Cidr]] = []
-    problems: list[Problem] = []
-    for number, text in enumerate(texts):
-        at = f"{field}[{number}]"
-        network, wrong = check_cidr(text, object=object, field=at, example=example, family=family, for_pods=for_pods)
-        problems += wrong
-        if network is not None:
-            networks.append((at, network))
-    return tuple(networks), problems
+) -> list[Problem]:
+    """All that is wrong with the CIDRs of a list at `field`, each for itself."""
+    return [
+        problem
+        for number, text in enumerate(texts)
+        for problem in check_cidr(
+            text, object=object, field=f"{field}[{number}]", example=example, family=family, for_pods=for_pods
+        )[1]
+    ]
 
 
 def check_overlap(texts: Sequence[str], *, object: str, field: str, so: str) -> list[Problem]:

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from netloom.api.cidrs import check_cidr, check_overlap
+from netloom.api.cidrs import NodeAddresses, check_cidr, check_nodes_outside, check_overlap
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode
-from netloom.api.validation import validate_network, validate_node, validate_pool
+from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
+from netloom.api.validation import validate_network, validate_node
+from netloom.api.validation.network import cluster_cidrs
 from netloom.cidr import Cidr, is_address
 
 
@@ -21,10 +22,9 @@ def network(mode: str = "cluster-pool", **spec: Any) -> NetloomNetwork:
     return msgspec.convert({"metadata": {"name": "default"}, "spec": {"ipam": ipam, **spec}}, NetloomNetwork)
 
 
-def pool(name: str, *cidrs: str, made: str = "2026-01-01T00:00:00Z") -> NetloomIPPool:
-    family = {"cidrs": cidrs, "maskSize": 27}
-    metadata = {"name": name, "creationTimestamp": made}
-    return msgspec.convert({"metadata": metadata, "spec": {"ipv4": family}}, NetloomIPPool)
+def nodes_inside(of: NetloomNetwork, addresses: NodeAddresses) -> list[Problem]:
+    name, reason = "NetloomNetwork default", "ClusterCIDROverlapsNodes"
+    return check_nodes_outside(cluster_cidrs(of), addresses, object=name, reason=reason)
 
 
 def lines(problems: list[Problem]) -> list[str]:
@@ -33,13 +33,14 @@ def lines(problems: list[Problem]) -> list[str]:
 
 def test_a_good_network_has_no_problems() -> None:
     nodes = {"worker-1": ["192.168.1.11", "fd00::11"], "worker-2": ["worker-2.example.com"]}
-    assert validate_network(network(), node_addresses=nodes) == []
+    assert validate_network(network()) == []
+    assert nodes_inside(network(), nodes) == []
 
 
 def test_a_cluster_cidr_holds_node_addresses() -> None:
     nodes = {f"worker-{number}": ["192.168.0.1", f"10.244.1.{number}"] for number in range(1, 6)}
     both = {"ipv4PodCIDRList": ["10.246.0.0/16", "10.244.0.0/16"]}
-    assert lines(validate_network(network(pool=both), node_addresses=nodes)) == [
+    assert lines(nodes_inside(network(pool=both), nodes)) == [
         "ClusterCIDROverlapsNodes error: NetloomNetwork default: spec.ipam.clusterPool.ipv4PodCIDRList[1] "
         "'10.244.0.0/16': it holds addresses of nodes (10.244.1.1 of node worker-1, 10.244.1.2 of node worker-2, "
         "10.244.1.3 of node worker-3 and 2 more), so a pod could be given the address of a node. "
@@ -48,7 +49,7 @@ def test_a_cluster_cidr_holds_node_addresses() -> None:
 
 
 def test_an_unused_cluster_cidr_may_hold_node_addresses() -> None:
-    assert validate_network(network("kubernetes"), node_addresses={"worker-1": ["10.244.1.1"]}) == []
+    assert nodes_inside(network("kubernetes"), {"worker-1": ["10.244.1.1"]}) == []
 
 
 def test_the_native_cidr_covers_only_some_cluster_cidrs() -> None:
@@ -106,11 +107,6 @@ def test_an_address_of_mode_crd_that_is_none() -> None:
         'InvalidAddress error: NetloomNode worker-1: spec.ipam.pool: "10.9.0" is not an IP address. '
         "Write one such as 192.168.1.10."
     ]
-
-
-def test_a_pool_holds_node_addresses() -> None:
-    (problem,) = validate_pool(pool("default", "10.245.0.0/16"), node_addresses={"worker-1": ["10.245.9.9"]})
-    assert (problem.reason, problem.field) == ("PoolOverlapsNodes", "spec.ipv4.cidrs[0]")
 
 
 cidr_texts = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).flatmap(

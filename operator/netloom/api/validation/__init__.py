@@ -1,8 +1,7 @@
 """What is wrong with objects, beyond what their types say: one judgement for the operator, the webhook and files.
 
 The rules of `crds/` are said here again, in the same words, for objects that never met an API server, or met it before
-a rule existed. The rest is what those rules cannot say, as they see one object at a time: cluster CIDRs that hold
-nodes' addresses. All functions are pure; a test holds their words against the API server's.
+a rule existed. All functions are pure; a test holds their words against the API server's.
 """
 
 from collections.abc import Callable

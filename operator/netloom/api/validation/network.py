@@ -1,15 +1,8 @@
-"""The NetloomNetwork: by itself, and beside the nodes that there are."""
+"""The NetloomNetwork, by itself."""
 
 from collections.abc import Sequence
 
-from netloom.api.cidrs import (
-    NodeAddresses,
-    check_cidr,
-    check_mask_size,
-    check_nodes_outside,
-    check_overlap,
-    parse_cidrs,
-)
+from netloom.api.cidrs import check_cidr, check_cidrs, check_mask_size, check_overlap
 from netloom.api.ipam_modes import mode_named
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORK_NAME, ClusterPool, NetloomNetwork
@@ -27,8 +20,8 @@ _POD_CIDRS: dict[Version, str] = {4: "10.244.0.0/16", 6: "fd00:10:244::/56"}
 _NATIVE_CIDRS: dict[Version, str] = {4: "10.0.0.0/8", 6: "fd00::/8"}
 
 
-def validate_network(network: NetloomNetwork, *, node_addresses: NodeAddresses | None = None) -> list[Problem]:
-    """Everything that is wrong with the network, by itself and beside the nodes that there are."""
+def validate_network(network: NetloomNetwork) -> list[Problem]:
+    """Everything that is wrong with the network by itself."""
     name = f"NetloomNetwork {network.metadata.name}"
     problems: list[Problem] = []
     if network.metadata.name != NETWORK_NAME:
@@ -38,8 +31,6 @@ def validate_network(network: NetloomNetwork, *, node_addresses: NodeAddresses |
         )
     problems += _mode(name, network)
     problems += _cluster_pool(name, network.spec.ipam.cluster_pool)
-    cidrs, reason = cluster_cidrs(network), "ClusterCIDROverlapsNodes"
-    problems += check_nodes_outside(cidrs, node_addresses or {}, object=name, reason=reason)
     problems += check_selector(network.spec.node_selector, object=name, field="spec.nodeSelector")
     return problems + _routing(name, network) + _mtu(name, network) + _masquerade(name, network) + _ranges(network)
 
@@ -83,14 +74,13 @@ def _cluster_pool(name: str, pool: ClusterPool) -> list[Problem]:
     problems: list[Problem] = []
     for family, (texts, mask_size) in _lists(pool).items():
         field = f"spec.ipam.clusterPool.ipv{family}PodCIDRList"
-        _, wrong = parse_cidrs(
-            texts, object=name, field=field, example=_POD_CIDRS[family], family=family, for_pods=True
-        )
         mask_field = f"spec.ipam.clusterPool.ipv{family}MaskSize"
         problems += check_mask_size(
             texts, mask_size, family=family, object=name, field=mask_field, block="one node's block"
         )
-        problems += wrong
+        problems += check_cidrs(
+            texts, object=name, field=field, example=_POD_CIDRS[family], family=family, for_pods=True
+        )
         problems += check_overlap(texts, object=name, field=field, so="a node could be given the addresses of two")
     return problems
 
@@ -185,7 +175,7 @@ def _mtu(name: str, network: NetloomNetwork) -> list[Problem]:
 def _masquerade(name: str, network: NetloomNetwork) -> list[Problem]:
     field = "spec.masquerade.nonMasqueradeCIDRs"
     texts = network.spec.masquerade.non_masquerade_cidrs
-    return parse_cidrs(texts, object=name, field=field, example="192.168.0.0/16")[1]
+    return check_cidrs(texts, object=name, field=field, example="192.168.0.0/16")
 
 
 def _ranges(network: NetloomNetwork) -> list[Problem]:

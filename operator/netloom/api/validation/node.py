@@ -1,6 +1,6 @@
 """NetloomNodes: what cannot be read."""
 
-from netloom.api.cidrs import check_overlap, parse_cidrs
+from netloom.api.cidrs import check_cidrs, check_overlap
 from netloom.api.ipam_modes import MODES
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomNode, NodeIPAM
@@ -17,15 +17,13 @@ def validate_node(node: NetloomNode) -> list[Problem]:
     for number, address in enumerate(node.spec.addresses):
         problems += _not_an_address(name, f"spec.addresses[{number}].ip", address.ip)
     ipam = node.spec.ipam
-    _, wrong = parse_cidrs(ipam.pod_cidrs, object=name, field="spec.ipam.podCIDRs", example="10.244.7.0/24")
-    problems += wrong
+    problems += check_cidrs(ipam.pod_cidrs, object=name, field="spec.ipam.podCIDRs", example="10.244.7.0/24")
     problems += check_overlap(
         ipam.pod_cidrs, object=name, field="spec.ipam.podCIDRs", so="it says the same thing twice"
     )
     for number, allocation in enumerate(ipam.pools.allocated):
         field = f"spec.ipam.pools.allocated[{number}].cidrs"
-        _, wrong = parse_cidrs(allocation.cidrs, object=name, field=field, example="10.244.7.0/28")
-        problems += wrong
+        problems += check_cidrs(allocation.cidrs, object=name, field=field, example="10.244.7.0/28")
     for number, each in enumerate(node.spec.encapsulations):
         if (each.protocol == "none") != (each.port == 0):
             field = f"spec.encapsulations[{number}].port"

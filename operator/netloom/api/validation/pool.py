@@ -1,12 +1,6 @@
-"""NetloomIPPools: each by itself, beside the nodes, and what a change breaks."""
+"""NetloomIPPools: each by itself, and what a change breaks."""
 
-from netloom.api.cidrs import (
-    NodeAddresses,
-    check_mask_size,
-    check_nodes_outside,
-    check_overlap,
-    parse_cidrs,
-)
+from netloom.api.cidrs import check_cidrs, check_mask_size, check_overlap
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, PoolFamily
 from netloom.api.validation.ranges import check_ranges
@@ -15,8 +9,8 @@ from netloom.cidr import VERSIONS, Version
 _EXAMPLES: dict[Version, str] = {4: "10.245.0.0/16", 6: "fd00:10:245::/56"}
 
 
-def validate_pool(pool: NetloomIPPool, *, node_addresses: NodeAddresses | None = None) -> list[Problem]:
-    """Everything that is wrong with a pool, by itself and beside the nodes that there are."""
+def validate_pool(pool: NetloomIPPool) -> list[Problem]:
+    """Everything that is wrong with a pool by itself."""
     name = f"NetloomIPPool {pool.metadata.name}"
     if pool.spec.ipv4 is None and pool.spec.ipv6 is None:
         message, way_out = "a pool without CIDRs has nothing to give.", "Give spec.ipv4, spec.ipv6 or both."
@@ -26,16 +20,14 @@ def validate_pool(pool: NetloomIPPool, *, node_addresses: NodeAddresses | None =
     problems = check_ranges("NetloomIPPool", pool.metadata.name, numbers)
     for family, block in _families(pool):
         field = f"spec.ipv{family}"
-        networks, wrong = parse_cidrs(
-            block.cidrs, object=name, field=f"{field}.cidrs", example=_EXAMPLES[family], family=family, for_pods=True
-        )
         problems += check_mask_size(
             block.cidrs, block.mask_size, family=family, object=name, field=f"{field}.maskSize", block="a block"
         )
-        problems += wrong
+        problems += check_cidrs(
+            block.cidrs, object=name, field=f"{field}.cidrs", example=_EXAMPLES[family], family=family, for_pods=True
+        )
         so = "a node could be given the same addresses twice"
         problems += check_overlap(block.cidrs, object=name, field=f"{field}.cidrs", so=so)
-        problems += check_nodes_outside(networks, node_addresses or {}, object=name, reason="PoolOverlapsNodes")
     return problems
 
 

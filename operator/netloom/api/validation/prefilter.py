@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from netloom.api.cidrs import parse_cidrs
+from netloom.api.cidrs import check_cidrs
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import ListReference, NetloomPrefilter, PrefilterSpec
 from netloom.api.validation.selector import check_selector
@@ -18,7 +18,7 @@ def validate_prefilter(prefilter: NetloomPrefilter) -> list[Problem]:
     name, spec = f"NetloomPrefilter {prefilter.metadata.name}", prefilter.spec
     problems = check_selector(spec.node_selector, object=name, field="spec.nodeSelector")
     for field, texts in (("spec.denyCIDRs", spec.deny_cidrs), ("spec.allowCIDRs", spec.allow_cidrs)):
-        problems += parse_cidrs(texts, object=name, field=field, example="192.0.2.0/24")[1]
+        problems += check_cidrs(texts, object=name, field=field, example="192.0.2.0/24")
     problems += _devices(name, spec)
     problems += _drops_all(name, spec)
     problems += _both(name, spec)
