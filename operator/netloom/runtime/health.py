@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import structlog
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from netloom.runtime import metrics
@@ -66,14 +65,13 @@ async def serve(
     health: HealthChecks,
     host: str = "127.0.0.1",
     port: int = 0,
-    registry: CollectorRegistry = metrics.REGISTRY,
     *,
     routes: Iterable[web.RouteDef] = (),
 ) -> AsyncIterator[int]:
     """Serves the checks, metrics and further `routes`, and gives the port (0: a free one). Raises ConfigError."""
 
     async def show_metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=generate_latest(metrics.REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
     app.router.add_get("/healthz", health.healthz)

@@ -31,7 +31,7 @@ def validate_network(network: NetloomNetwork) -> list[Problem]:
         )
     problems += _mode(name, network)
     problems += _cluster_pool(name, network.spec.ipam.cluster_pool)
-    problems += check_selector(network.spec.node_selector, object=name, field="spec.nodeSelector")
+    problems += check_selector(network.spec.node_selector, object=name)
     return problems + _routing(name, network) + _mtu(name, network) + _masquerade(name, network) + _ranges(network)
 
 

@@ -16,7 +16,7 @@ _CONFIG_MAP = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 def validate_prefilter(prefilter: NetloomPrefilter) -> list[Problem]:
     """Everything that is wrong with a prefilter by itself."""
     name, spec = f"NetloomPrefilter {prefilter.metadata.name}", prefilter.spec
-    problems = check_selector(spec.node_selector, object=name, field="spec.nodeSelector")
+    problems = check_selector(spec.node_selector, object=name)
     for field, texts in (("spec.denyCIDRs", spec.deny_cidrs), ("spec.allowCIDRs", spec.allow_cidrs)):
         problems += check_cidrs(texts, object=name, field=field, example="192.0.2.0/24")
     problems += _devices(name, spec)

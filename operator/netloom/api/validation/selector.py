@@ -12,11 +12,11 @@ _NO_LABEL = "not a label."
 _SUCH_AS = "Write one such as example.com/role."
 
 
-def check_selector(selector: LabelSelector, *, object: str, field: str) -> list[Problem]:
-    """Everything that is wrong with the selector at `field`."""
+def check_selector(selector: LabelSelector, *, object: str) -> list[Problem]:
+    """Everything that is wrong with the selector at spec.nodeSelector."""
 
     def wrong(at: str, value: str, message: str, way_out: str) -> Problem:
-        return Problem(object, f"{field}.{at}", value, "InvalidSelector", message, way_out)
+        return Problem(object, f"spec.nodeSelector.{at}", value, "InvalidSelector", message, way_out)
 
     def value(at: str, text: str) -> None:
         if not _is(_VALUE, text, _LONGEST_VALUE):

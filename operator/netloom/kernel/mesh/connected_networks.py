@@ -3,33 +3,28 @@
 The kernel picks them out itself, so a routing daemon's million costs nothing.
 """
 
-import asyncio
 import errno
 import socket
 
 from netloom.cidr import Cidr
 from netloom.kernel.mesh.row_messages import dump_connected_routes
 from netloom.kernel.mesh.row_readers import read_direct_route
-from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
+from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, once, read_all
 
 
 async def connected_networks() -> frozenset[Cidr]:
     """Those of the main table, of pods' bridges as well. Raises OSError."""
-    commands = CommandSocket()  # opened in this thread, whose network namespace counts
-    return await asyncio.to_thread(_read, commands)
+    return await once(_read)
 
 
 def _read(commands: CommandSocket) -> frozenset[Cidr]:
     found: set[Cidr] = set()
-    try:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            try:
-                routes = read_all(commands, dump_connected_routes(family), read_direct_route)
-            except RefusedError as error:
-                if error.errno != errno.ENOENT:  # a network namespace in which there was no route yet has no table
-                    raise
-                continue
-            found.update(route.destination for route in routes)
-    finally:
-        commands.close()
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            routes = read_all(commands, dump_connected_routes(family), read_direct_route)
+        except RefusedError as error:
+            if error.errno != errno.ENOENT:  # a network namespace in which there was no route yet has no table
+                raise
+            continue
+        found.update(route.destination for route in routes)
     return frozenset(found)

@@ -1,6 +1,5 @@
 """The node's own devices, addresses and routes, for who makes none of them: read once, or followed by event."""
 
-import asyncio
 from collections.abc import Callable, Iterable
 from typing import Unpack
 
@@ -13,23 +12,15 @@ from netloom.kernel.mesh.node_network import SeenNodeNetwork, read_node_route
 from netloom.kernel.mesh.reader import load_node_network
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import is_endpoint, read_address, read_link
-from netloom.kernel.netlink.sockets import CommandSocket
+from netloom.kernel.netlink.sockets import once
 from netloom.kernel.ownership import Ownership
 
 
 async def read_node_network() -> NodeNetwork:
     """As they are now, in the network namespace of this thread. Raises OSError."""
-    commands = CommandSocket()  # opened in this thread, whose network namespace counts
-    return await asyncio.to_thread(_read, commands)
-
-
-def _read(commands: CommandSocket) -> NodeNetwork:
-    try:
-        found = SeenNodeNetwork()
-        load_node_network(commands, found)
-        return found.current()
-    finally:
-        commands.close()
+    found = SeenNodeNetwork()
+    await once(lambda commands: load_node_network(commands, found))
+    return found.surroundings()
 
 
 class NodeNetworkPart(Part[bool]):

@@ -5,13 +5,14 @@ holds an address of the CIDR. Only a device that runs counts: a bridge whose las
 gateway leads away, and is nobody's who lives here.
 """
 
-import asyncio
 from collections.abc import Collection
 from typing import NamedTuple
 
 from netloom.cidr import Address, Cidr
 from netloom.kernel.mesh import reader
-from netloom.kernel.netlink.sockets import CommandSocket
+from netloom.kernel.mesh.rows import DirectRoute
+from netloom.kernel.mesh.tunnel_device import Interfaces
+from netloom.kernel.netlink.sockets import CommandSocket, once
 from netloom.kernel.ownership import DEVICE_PREFIX, ENDPOINTS
 
 
@@ -21,15 +22,7 @@ async def occupants(within: Collection[Cidr]) -> dict[Cidr, str]:
 
     Raises AnswerLost, OSError.
     """
-    commands = CommandSocket()  # opened in this thread, whose network namespace counts
-    return await asyncio.to_thread(_read, commands, within)
-
-
-def _read(commands: CommandSocket, within: Collection[Cidr]) -> dict[Cidr, str]:
-    try:
-        interfaces, routes = reader.read_interfaces(commands), reader.direct_routes(commands)
-    finally:
-        commands.close()
+    interfaces, routes = await once(_read)
     running = {
         link.ifindex: link.name
         for link in interfaces.links
@@ -58,28 +51,7 @@ class SingleAddresses(NamedTuple):
 
 async def single_addresses() -> SingleAddresses:
     """As the kernel has them now, of whatever CIDR. Raises AnswerLost, OSError."""
-    commands = CommandSocket()  # as above
-    return await asyncio.to_thread(_read_single, commands)
-
-
-async def own_addresses() -> frozenset[Address]:
-    """Of that, those that devices have. Raises AnswerLost, OSError."""
-    commands = CommandSocket()  # as above
-    return await asyncio.to_thread(_read_own, commands)
-
-
-def _read_own(commands: CommandSocket) -> frozenset[Address]:
-    try:
-        return frozenset(each.local.address for each in reader.read_interfaces(commands).addresses)
-    finally:
-        commands.close()
-
-
-def _read_single(commands: CommandSocket) -> SingleAddresses:
-    try:
-        interfaces, routes = reader.read_interfaces(commands), reader.direct_routes(commands)
-    finally:
-        commands.close()
+    interfaces, routes = await once(_read)
     names = {link.ifindex: link.name for link in interfaces.links}
     own = frozenset(each.local.address for each in interfaces.addresses)
     routed = {}
@@ -89,3 +61,12 @@ def _read_single(commands: CommandSocket) -> SingleAddresses:
         if single and name and not name.startswith(DEVICE_PREFIX) and address not in own:
             routed[address] = name
     return SingleAddresses(own, routed)
+
+
+async def own_addresses() -> frozenset[Address]:
+    """Of that, those that devices have. Raises AnswerLost, OSError."""
+    return frozenset(each.local.address for each in (await once(reader.read_interfaces)).addresses)
+
+
+def _read(commands: CommandSocket) -> tuple[Interfaces, list[DirectRoute]]:
+    return reader.read_interfaces(commands), reader.direct_routes(commands)

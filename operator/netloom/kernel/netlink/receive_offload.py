@@ -17,17 +17,17 @@ _VALUE = struct.Struct("=II")
 def is_on(device: str) -> bool:
     """Of a device in the network namespace of the calling thread; one that has gone, or does not say, does nothing."""
     with contextlib.suppress(OSError):
-        return bool(_ask(device, _GET, 0))
+        return bool(_ask(device, _GET))
     return False
 
 
 def switch_off(device: str) -> None:
     """`ethtool -K DEVICE gro off`. Raises OSError."""
-    _ask(device, _SET, 0)
+    _ask(device, _SET)
 
 
-def _ask(device: str, command: int, value: int) -> int:
-    about = ctypes.create_string_buffer(_VALUE.pack(command, value), _VALUE.size)
+def _ask(device: str, command: int) -> int:
+    about = ctypes.create_string_buffer(_VALUE.pack(command, 0), _VALUE.size)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, _SIOCETHTOOL, struct.pack("16sP16x", device.encode(), ctypes.addressof(about)))
     return int(_VALUE.unpack(about.raw)[1])

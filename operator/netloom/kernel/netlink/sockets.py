@@ -9,6 +9,7 @@ The kernel works a batch off inside `send`, so all answers are there when it ret
 kernel's routing lock, which others can hold for seconds: callers with an event loop use a thread.
 """
 
+import asyncio
 import ctypes
 import errno
 import os
@@ -114,6 +115,7 @@ class Overflow(Exception):
 
 
 Seen = TypeVar("Seen")
+T = TypeVar("T")
 
 Visit = Callable[[int, bytes, int, int], None]
 """Called for each message of a dump with (type, buffer, start and end of what follows the header)."""
@@ -332,6 +334,20 @@ def _drop_events_of(sock: socket.socket, ports: Sequence[int]) -> None:
     memory = ctypes.create_string_buffer(program)
     filter_program = struct.pack("HL", len(program) // 8, ctypes.addressof(memory))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_program)
+
+
+async def once(read: Callable[[CommandSocket], T]) -> T:
+    """What `read` makes of the kernel's answers, in a thread of its own, but in the network namespace of this one.
+    Raises as it does."""
+    commands = CommandSocket()
+
+    def run() -> T:
+        try:
+            return read(commands)
+        finally:
+            commands.close()
+
+    return await asyncio.to_thread(run)
 
 
 def _refusal(buffer: bytes, flags: int, start: int, end: int) -> KernelRefusal | None:

@@ -203,7 +203,7 @@ def sandbox_of(descriptors: list[int]) -> Sandbox | None:
         is_netns = False
     if not is_netns:
         raise CniError(BAD_ENVIRONMENT, "CNI_NETNS is no network namespace.")
-    if _is_same(netns, "/proc/self/ns/net"):
+    if _is_own(netns):
         raise CniError(BAD_ENVIRONMENT, "CNI_NETNS is the node's own network namespace: it is no container's.")
     if not _is_rtnetlink(inside):
         raise CniError(IO_FAILURE, "the second descriptor is no rtnetlink socket.")
@@ -212,9 +212,8 @@ def sandbox_of(descriptors: list[int]) -> Sandbox | None:
     return Sandbox(netns, inside, *more)
 
 
-def _is_same(descriptor: int, path: str) -> bool:
-    mine, there = os.fstat(descriptor), Path(path).stat()
-    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
+def _is_own(descriptor: int) -> bool:
+    return os.path.samestat(os.fstat(descriptor), Path("/proc/self/ns/net").stat())
 
 
 def _is_rtnetlink(descriptor: int) -> bool:

@@ -47,9 +47,9 @@ class Peers:
     def __len__(self) -> int:
         return len(self.nodes) + len(self.held)
 
-    async def wait_synced(self, timeout: float | None = None) -> None:
+    async def wait_synced(self) -> None:
         """As of the store."""
-        await self.nodes.wait_synced(timeout)
+        await self.nodes.wait_synced()
 
     def subscribe(self, fn: Subscriber[NetloomNode]) -> None:
         """As of the store; an object that vanishes is told with what is held of it."""
