@@ -21,6 +21,7 @@ from typing import Literal
 import structlog
 
 from netloom.ipam.address_records import FORMAT, Header, Record, RecordsRead, line, read, whole
+from netloom_reconcilers.node.addresses import machine
 
 log = structlog.get_logger(__name__)
 
@@ -28,8 +29,6 @@ NAME = "addresses.checkpoint"
 LOCK = "addresses.lock"
 GROWS = 512 << 10
 """Bytes that may be appended before it is written anew, or as many as it had then."""
-
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 Cause = Literal["whole", "none", "boot", "node", "damage"]
@@ -73,7 +72,7 @@ class Checkpoint:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            boot = _BOOT_ID.read_text().strip()
+            boot = machine.boot()
             data = self.path.read_bytes() if self.path.exists() else None
         except OSError as error:
             raise Unwritable(_why(error)) from error

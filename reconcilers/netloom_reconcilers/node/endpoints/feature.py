@@ -385,7 +385,3 @@ class EndpointsFeature(NodeFeature):
     async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
         """As planned."""
         return await self._removal.do() if self._removal is not None else ([], ())
-
-    async def left(self) -> list[str]:
-        """Of what the keeper made or set."""
-        return await self.keeper.left() if self.keeper is not None else []
