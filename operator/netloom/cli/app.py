@@ -11,7 +11,7 @@ from typer.core import TyperCommand
 
 from netloom import __version__
 from netloom.api.errors import UserError
-from netloom.cli import crds, guard, ip, machine, pools, prefilters, uninstall
+from netloom.cli import crds, guard, ip, machine, pools, prefilter, uninstall
 from netloom.cli.help import CommandGroup, show_help
 from netloom.cli.options import (
     Cluster,

@@ -16,6 +16,7 @@ from netloom.prefilter.merging import Contradiction, Merger, Source
 from netloom.prefilter.node_rules import Filter, NodeRules
 from netloom.prefilter.records import Records, record, text_of
 from netloom.prefilter.rules import ALLOW, ENTRY_SIZES, SLOT, Entries
+from netloom.prefilter.withheld import Lifeline, WithheldEntries, lifelines_of
 from netloom_e2e.trie_entries import key, value
 
 Lists = dict[Source, Mapping[Version, Records]]

@@ -20,7 +20,7 @@ async def read_node_network() -> NodeNetwork:
     """As they are now, in the network namespace of this thread. Raises OSError."""
     found = SeenNodeNetwork()
     await once(lambda commands: load_node_network(commands, found))
-    return found.surroundings()
+    return found.current()
 
 
 class NodeNetworkPart(Part[bool]):

@@ -26,7 +26,7 @@ from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, Forbidden
 from netloom.runtime.manager import Run
 from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness, missing
-from netloom_reconcilers.node.addresses import telling, machine, running
+from netloom_reconcilers.node.addresses import machine, running, telling
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, CheckpointFound, files
 from netloom_reconcilers.node.addresses.metrics import metrics_of
 from netloom_reconcilers.node.addresses.own import of_the_node
