@@ -47,7 +47,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from netloom.api.verdict import OPERATOR_LEASE
+from netloom.api.cluster_facts import OPERATOR_LEASE
 from netloom.roles.operator import CONNECTIONS
 from netloom_e2e import bench, crds, gauges, load
 from netloom_e2e.bench import Wrong

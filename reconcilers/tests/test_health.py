@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from netloom.api.cluster_facts import agent_lease
 from netloom.api.coordination import LEASES, Lease, LeaseSpec
 from netloom.api.core import NODES, Node
 from netloom.api.meta import Condition, ObjectMeta
@@ -20,7 +21,6 @@ from netloom.api.v1alpha1 import (
     NetworkStatus,
     NodeIPAM,
 )
-from netloom.api.verdict import agent_lease
 from netloom.runtime.clock import ServerClock
 from netloom.runtime.errors import ApiError, NotFound, Unavailable
 from netloom.runtime.store import Store

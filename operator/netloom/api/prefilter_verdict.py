@@ -8,8 +8,8 @@ for and is not to be had.
 
 from collections.abc import Iterable, Iterator
 
+from netloom.api.cluster_facts import ObjectProblem
 from netloom.api.v1alpha1 import NetloomNode, NetloomPrefilter
-from netloom.api.verdict import ObjectProblem
 from netloom.api.words import SHOWN
 
 KIND = "NetloomPrefilter"
@@ -17,7 +17,7 @@ NO_NODES = "NoNodes"
 """Reason of condition Ready."""
 
 
-def troubles(prefilters: Iterable[NetloomPrefilter]) -> Iterator[ObjectProblem]:
+def problems(prefilters: Iterable[NetloomPrefilter]) -> Iterator[ObjectProblem]:
     """In the order of their names. That there is no operator who would judge them is said elsewhere."""
     for each in sorted(prefilters, key=lambda each: each.metadata.name):
         name, conditions = each.metadata.name, {one.type: one for one in each.status.conditions}

@@ -10,102 +10,34 @@ some names and one example. `Verdict.nodes` is all there is to know of each node
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import msgspec
 
-from netloom.api.core import Node
-from netloom.api.holdings import block_texts, holds
-from netloom.api.ipam_modes import mode_of
-from netloom.api.meta import Condition
-from netloom.api.odd_addresses import unreachable
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode
+from netloom.api.cluster_facts import (
+    OPERATOR_LEASE,
+    ClusterFacts,
+    Life,
+    ObjectProblem,
+    Sign,
+    Unseen,
+    condition_problems,
+    network_conditions,
+    status_of,
+)
+from netloom.api.node_verdict import NodeJudge, NodeState
+from netloom.api.v1alpha1 import NETWORK_NAME
 from netloom.api.words import SHOWN
 
-OPERATOR_LEASE = "netloom-operator"
-"""Name of the Lease whose holder leads."""
-AGENT_LABEL = "netloom.dev/agent"
-"""Of agents' Leases, with the value "true"."""
-SUMMARY = "Degraded"
-"""Condition of the NetloomNetwork that tells this verdict: True is bad. The verdict does not look at it."""
 EXAMPLE_LIMIT = 1000
 """Characters of an example; a condition's message may have 32 times as many."""
 
 T = TypeVar("T")
 
-Life = Literal["alive", "silent", "released", "never", "unknown"]
-"""silent: heard of once, and not in time since; released: the Lease was given back, and nobody took it (of operators);
-never: there is no Lease; unknown: Leases could not be looked at, or an agent would not have one, as there is no
-NetloomNode that it could belong to."""
-
-
-def agent_lease(node: str) -> str:
-    """Name of the Lease that the agent of a node renews."""
-    return f"netloom-agent-{node}"
-
-
-@dataclass(frozen=True, slots=True)
-class Sign:
-    """A sign of life: a Lease as it was heard of last. `since` and `heard` are moments as in objects (RFC 3339).
-
-    holder: who renews it; "" once it was given back. since: when that one took it. seconds: of silence, after which its
-    holder counts as gone. alive: whether it was renewed within that time.
-    """
-
-    holder: str
-    since: str
-    heard: str
-    seconds: float
-    alive: bool
-
-    @property
-    def life(self) -> Life:
-        """Of its holder."""
-        return "released" if not self.holder else "alive" if self.alive else "silent"
-
-
-@dataclass(frozen=True, slots=True)
-class Unseen:
-    """Stands for what could not be looked at. `why` is a sentence."""
-
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectProblem:
-    """One thing that is wrong with one object. `condition` is `DataplaneReady=False` where a condition says so."""
-
-    kind: str
-    name: str
-    reason: str
-    message: str
-    condition: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterFacts:
-    """All that the verdict goes by.
-
-    network, operator: None where there is none. agents: by the name of their node. left_out: whether a Node is none of
-    Netloom's. namespace: of the Leases. unreadable: why, by kind and name of objects that do not fit their type. more:
-    further troubles.
-    """
-
-    nodes: Iterable[Node] | Unseen
-    netloom_nodes: Iterable[NetloomNode] | Unseen
-    network: NetloomNetwork | Unseen | None
-    agents: Mapping[str, Sign] | Unseen
-    operator: Sign | Unseen | None
-    left_out: Callable[[Node], bool] = lambda node: False
-    namespace: str = "kube-system"
-    unreadable: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    more: Iterable[ObjectProblem] = ()
-
 
 class ProblemGroup(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Troubles of the same kind and reason: how many, the first names, and what is said of the first of them."""
+    """Problems of the same kind and reason: how many, the first names, and what is said of the first of them."""
 
     kind: str
     reason: str
@@ -120,28 +52,6 @@ class ProblemGroup(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         more = f" and {self.count - len(self.names):,} more" if self.count > len(self.names) else ""
         what = f"{self.condition} {self.reason}" if self.condition else self.reason
         return f"{self.count:,} {self.kind}s ({', '.join(self.names)}{more}): {what}. For one, {self.message}"
-
-
-class NodeState(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One node. `ready`: nothing is wrong with it; else `reasons` says what, the words of `ObjectProblem.reason`.
-
-    allocated, dataplane: a condition's status, "" where it is absent, as `kubectl get` shows them. last_heard: of its
-    agent, by the API server's clock (RFC 3339); "" for never. waiting: it holds no addresses for pods.
-    """
-
-    name: str
-    ready: bool
-    reasons: tuple[str, ...] = ()
-    addresses: tuple[str, ...] = ()
-    pod_cidrs: tuple[str, ...] = msgspec.field(name="podCIDRs", default=())
-    single_addresses: int = 0
-    mode: str = ""
-    waiting: bool = False
-    allocated: str = ""
-    dataplane: str = ""
-    agent: Life = "unknown"
-    last_heard: str = ""
-    conditions: tuple[Condition, ...] = ()
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -189,21 +99,21 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 def judge(known: ClusterFacts) -> Verdict:
     """The verdict on what is known."""
     groups = _Groups()
-    for trouble in (*_unseen(known), *_operator(known), *_network(known)):
-        groups.add(trouble)
-    judging = _Nodes(known)
+    for problem in (*_unseen(known), *_operator(known), *_network(known)):
+        groups.add(problem)
+    judge_of_nodes = NodeJudge(known)
     states: list[NodeState] = []
     nodes = {node.metadata.name: node for node in _seen(known.nodes, ())}
     objects = {obj.metadata.name: obj for obj in _seen(known.netloom_nodes, ())}
     left_out = {name for name, node in nodes.items() if known.left_out(node)}
     for name in sorted((nodes.keys() | objects.keys()) - left_out):
         node, obj = nodes.get(name), objects.get(name)
-        state, troubles = judging.judge(name, node, obj)
+        state, found = judge_of_nodes.judge(name, node, obj)
         states.append(state)
-        for trouble in troubles:
-            groups.add(trouble)
-    for trouble in known.more:
-        groups.add(trouble)
+        for problem in found:
+            groups.add(problem)
+    for problem in known.more:
+        groups.add(problem)
     problems = groups.listed()
     return Verdict(
         healthy=not problems,
@@ -215,21 +125,21 @@ def judge(known: ClusterFacts) -> Verdict:
 
 
 class _Groups:
-    """Troubles by kind, condition and reason."""
+    """Problems by kind, condition and reason."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[str, str, str], ObjectProblem] = {}
         self._names: dict[tuple[str, str, str], list[str]] = {}
         self._counts: Counter[tuple[str, str, str]] = Counter()
 
-    def add(self, trouble: ObjectProblem) -> None:
+    def add(self, problem: ObjectProblem) -> None:
         """One more; objects of a kind come in the order of their names."""
-        key = (trouble.kind, trouble.condition, trouble.reason)
+        key = (problem.kind, problem.condition, problem.reason)
         if key not in self._first:
-            self._first[key], self._names[key] = trouble, []
+            self._first[key], self._names[key] = problem, []
         self._counts[key] += 1
         if len(self._names[key]) < SHOWN:
-            self._names[key].append(trouble.name)
+            self._names[key].append(problem.name)
 
     def listed(self) -> tuple[ProblemGroup, ...]:
         """Those of the cluster as a whole, then the others, the largest first."""
@@ -281,7 +191,7 @@ def _unseen(known: ClusterFacts) -> Iterator[ObjectProblem]:
 def _operator(known: ClusterFacts) -> Iterator[ObjectProblem]:
     sign, lease = known.operator, f"Lease {known.namespace}/{OPERATOR_LEASE}"
     consequence = "new nodes get no pod CIDRs, and nothing is told of nodes that fail"
-    if sign is None and _status(_network_conditions(known), "Ready"):
+    if sign is None and status_of(network_conditions(known), "Ready"):
         why = (
             f"operator: no sign of life can be seen: {lease} does not exist, though one has judged the NetloomNetwork. "
             "If it keeps its Lease in another namespace, give that as --lease-namespace; of one with --no-leader-elect "
@@ -326,141 +236,14 @@ def _network(known: ClusterFacts) -> Iterator[ObjectProblem]:
             "is gone."
         )
         yield ObjectProblem("NetloomNetwork", NETWORK_NAME, "NetworkDeleted", why)
-    yield from _conditions("NetloomNetwork", NETWORK_NAME, network.status.conditions)
+    yield from condition_problems("NetloomNetwork", NETWORK_NAME, network.status.conditions)
     sign = known.operator
-    if isinstance(sign, Sign) and sign.life == "alive" and not _status(network.status.conditions, "Ready"):
+    if isinstance(sign, Sign) and sign.life == "alive" and not status_of(network.status.conditions, "Ready"):
         why = f"{_NETWORK}: the operator {sign.holder} has not said whether it accepts it; if that lasts, see its log."
         yield ObjectProblem("NetloomNetwork", NETWORK_NAME, "NotYetAccepted", why)
 
 
 _NETWORK = f"NetloomNetwork {NETWORK_NAME}"
-
-
-def _conditions(kind: str, name: str, conditions: Iterable[Condition]) -> Iterator[ObjectProblem]:
-    for each in conditions:
-        if each.status != "True" and each.type != SUMMARY:
-            told = f"{each.type}={each.status}"
-            yield ObjectProblem(kind, name, each.reason, f"{kind} {name}: {told} {each.reason}: {each.message}", told)
-
-
-def _network_conditions(known: ClusterFacts) -> tuple[Condition, ...]:
-    return known.network.status.conditions if isinstance(known.network, NetloomNetwork) else ()
-
-
-def _status(conditions: Iterable[Condition], type_: str) -> str:
-    return next((each.status for each in conditions if each.type == type_), "")
-
-
-# Of each node
-
-_LAST_WORDS = ("DataplaneReady=Unknown", "PodTrafficPasses=False", "PodTrafficPasses=Unknown")
-"""Of an agent that is gone: it looks no more."""
-
-
-class _Nodes:
-    """Judges each node; what is the same for all of them is looked at once."""
-
-    def __init__(self, known: ClusterFacts) -> None:
-        self._known = known
-        self._agents = known.agents
-        self._why_waiting = _why_waiting(known)
-        self._what = "addresses" if _from_outside(known) else "pod CIDRs"
-
-    def judge(self, name: str, node: Node | None, obj: NetloomNode | None) -> tuple[NodeState, list[ObjectProblem]]:
-        """How the node is, and what is wrong with it."""
-        sign = None if isinstance(self._agents, Unseen) else self._agents.get(name)
-        life: Life = sign.life if sign else "unknown" if obj is None or isinstance(self._agents, Unseen) else "never"
-        conditions = obj.status.conditions if obj else ()
-        troubles = [*self._of_object(name, node, obj), *self._of_agent(name, life, sign, obj)]
-        # That nothing is known of a data path whose agent is gone, the agent's silence has said.
-        passed_over = _LAST_WORDS if life in ("silent", "released", "never") else ()
-        told = _conditions("NetloomNode", name, conditions)
-        troubles += [trouble for trouble in told if trouble.condition not in passed_over]
-        state = NodeState(
-            name=name,
-            ready=not troubles and obj is not None,
-            reasons=tuple(dict.fromkeys(trouble.reason for trouble in troubles)),
-            addresses=_internal(node, obj),
-            pod_cidrs=block_texts(obj.spec.ipam) if obj else (),
-            single_addresses=len(obj.spec.ipam.pool) if obj else 0,
-            mode=obj.spec.ipam.mode if obj else "",
-            waiting=not _holds(obj) and not (obj is None and isinstance(self._known.netloom_nodes, Unseen)),
-            allocated=_status(conditions, "Allocated"),
-            dataplane=_status(conditions, "DataplaneReady"),
-            agent=life,
-            last_heard=sign.heard if sign else "",
-            conditions=conditions,
-        )
-        return state, troubles
-
-    def _of_object(self, name: str, node: Node | None, obj: NetloomNode | None) -> Iterator[ObjectProblem]:
-        if obj is None:
-            if not isinstance(self._known.netloom_nodes, Unseen):
-                reason, why = self._why_waiting
-                if node is not None and (odd := unreachable(node)) is not None:
-                    reason, why = odd.reason, f"{f'{odd.field} {odd.value}'.strip()}: {odd.text}"
-                yield ObjectProblem(
-                    "Node", name, reason, f"Node {name}: has no NetloomNode, and so no {self._what}: {why}"
-                )
-            return
-        allocated = _status(obj.status.conditions, "Allocated")
-        if node is None and not isinstance(self._known.nodes, Unseen) and allocated != "False":
-            why = f"NetloomNode {name}: there is no Node {name}. The operator removes it, unless it was made by hand."
-            yield ObjectProblem("NetloomNode", name, "NoNode", why)
-        elif not _holds(obj) and allocated in ("", "True"):
-            reason, why = self._why_waiting
-            yield ObjectProblem("NetloomNode", name, reason, f"NetloomNode {name}: holds no {self._what}: {why}")
-
-    def _of_agent(self, name: str, life: Life, sign: Sign | None, obj: NetloomNode | None) -> Iterator[ObjectProblem]:
-        if life == "never":
-            why = (
-                f"agent of {name}: was never heard of (there is no Lease {self._known.namespace}/{agent_lease(name)}). "
-                f"Run `netloom agent` on node {name}; where one runs, it needs "
-                f"--lease-namespace={self._known.namespace} as well, and its log says why it writes none."
-            )
-            yield ObjectProblem("Agent", name, "AgentNeverSeen", why)
-        elif sign is not None and life != "alive":
-            why = (
-                f"agent of {name}: was last heard of at {sign.heard}, and {sign.seconds:g} s of silence are allowed. "
-                f"Look whether `netloom agent` runs on node {name} and reaches the API server."
-            )
-            yield ObjectProblem("Agent", name, "AgentSilent", why)
-        elif obj is not None and not _status(obj.status.conditions, "DataplaneReady"):
-            why = f"agent of {name}: has not said yet whether the kernel holds what is desired."
-            yield ObjectProblem("Agent", name, "DataplaneNotTold", why)
-
-
-def _why_waiting(known: ClusterFacts) -> tuple[str, str]:
-    """Why nodes have no addresses yet, if nothing is said at the node: reason and sentence."""
-    sign, network = known.operator, known.network
-    if network is None:
-        return "NoNetwork", "there is no NetloomNetwork to say from which ranges."
-    if isinstance(sign, Unseen):
-        return "Waiting", "the operator gives them; whether one works could not be looked at."
-    if sign is None or sign.life != "alive":
-        return "NoOperator", "no operator is heard of that would give them."
-    ready = next((each for each in _network_conditions(known) if each.type == "Ready"), None)
-    if ready is not None and ready.status != "True":
-        return ready.reason, f"NetloomNetwork {NETWORK_NAME} is not ready ({ready.reason}), and says why."
-    if _from_outside(known):
-        return "Waiting", "whoever gives them from outside (docs/ipam.md) writes them into spec.ipam.pool."
-    way = "if this lasts, the Node's Events and the operator's log say why."
-    return "Waiting", f"the operator {sign.holder} gives them within moments; {way}"
-
-
-def _from_outside(known: ClusterFacts) -> bool:
-    return isinstance(known.network, NetloomNetwork) and mode_of(known.network).from_outside
-
-
-def _holds(obj: NetloomNode | None) -> bool:
-    """Whether it holds addresses for pods, in any mode."""
-    return obj is not None and holds(obj.spec.ipam)
-
-
-def _internal(node: Node | None, obj: NetloomNode | None) -> tuple[str, ...]:
-    if obj is not None:
-        return tuple(each.ip for each in obj.spec.addresses if each.type == "InternalIP")
-    return tuple(each.address for each in node.status.addresses if each.type == "InternalIP") if node else ()
 
 
 def _totals(states: Iterable[NodeState], left_out: int) -> Totals:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from netloom.api.verdict import ObjectProblem
+from netloom.api.cluster_facts import ObjectProblem
 from netloom.runtime.errors import plain
 from netloom.runtime.http import aiohttp
 
@@ -63,7 +63,7 @@ class LocalAgent:
         return [f"agent of this machine: {each}" for each in (*said[:_NAMED], *more)]
 
     @property
-    def troubles(self) -> list[ObjectProblem]:
+    def problems(self) -> list[ObjectProblem]:
         """What the agent says is wrong."""
         if self.facts is None:
             return []

@@ -191,8 +191,8 @@ def _unreadable(error: ApiError) -> UserError:
 
 async def _home(api: Api) -> str:
     """The namespace of Netloom: where its agents have their Leases. Lists that name none are there."""
+    from netloom.api.cluster_facts import AGENT_LABEL
     from netloom.api.coordination import LEASES
-    from netloom.api.verdict import AGENT_LABEL
 
     found = (await api.list(LEASES, label_selector=f"{AGENT_LABEL}=true")).objects
     return found[0].metadata.namespace if found else "kube-system"

@@ -6,9 +6,9 @@ may look at the namespace of the agents; others are told by the Leases, later.
 
 import asyncio
 
+from netloom.api.cluster_facts import ObjectProblem
 from netloom.api.meta import ObjectMeta, Resource, Struct
 from netloom.api.pod_state import POD_STATES
-from netloom.api.verdict import ObjectProblem
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError
 
@@ -37,7 +37,7 @@ class CountedDaemonSet(Struct, frozen=True):
 DAEMON_SETS = Resource("apps", "v1", "daemonsets", CountedDaemonSet)
 
 
-async def troubles(api: Api, namespace: str) -> list[ObjectProblem]:
+async def problems(api: Api, namespace: str) -> list[ObjectProblem]:
     """What is not as it was asked for; nothing where that cannot be looked at, or nothing is there."""
     async with asyncio.TaskGroup() as group:
         agents = group.create_task(_agents(api, namespace))

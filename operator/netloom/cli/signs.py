@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from netloom.api import verdict
+from netloom.api.cluster_facts import Sign
 from netloom.api.coordination import LEASES, LeaseSpec
 from netloom.api.meta import ObjectMeta, Resource, Struct
 from netloom.runtime.clock import timestamp
@@ -39,12 +39,12 @@ class DatedLease(Struct, frozen=True):
 DATED_LEASES = Resource(LEASES.group, LEASES.version, LEASES.plural, DatedLease)
 
 
-def sign_of(lease: DatedLease, now: dt.datetime) -> verdict.Sign:
+def sign_of(lease: DatedLease, now: dt.datetime) -> Sign:
     """What a Lease says of its holder. `now` by the API server's clock."""
     spec = lease.spec
     renewals = [each.time for each in lease.metadata.managed_fields if "f:renewTime" in each.fields.get("f:spec", {})]
     heard = max(filter(None, map(_moment, renewals or [spec.renew_time or ""])), default=None)
-    return verdict.Sign(
+    return Sign(
         holder=spec.holder_identity,
         since=_text(_moment(spec.acquire_time or "")),
         heard=_text(heard),

@@ -15,26 +15,22 @@ from typing import Any, TypeVar
 import msgspec
 
 from netloom.api import prefilter_verdict
-from netloom.api.core import NODES
-from netloom.api.errors import UserError, in_words, sentences
-from netloom.api.meta import Condition, Object, Resource
-from netloom.api.participation import takes_part
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, PREFILTERS, NetloomNetwork, NetloomPrefilter
-from netloom.api.verdict import (
+from netloom.api.cluster_facts import (
     AGENT_LABEL,
     OPERATOR_LEASE,
     ClusterFacts,
-    NodeState,
     ObjectProblem,
-    OperatorState,
-    ProblemGroup,
     Sign,
-    Totals,
     Unseen,
-    Verdict,
     agent_lease,
-    judge,
 )
+from netloom.api.core import NODES
+from netloom.api.errors import UserError, in_words, sentences
+from netloom.api.meta import Condition, Object, Resource
+from netloom.api.node_verdict import NodeState
+from netloom.api.participation import takes_part
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, PREFILTERS, NetloomNetwork, NetloomPrefilter
+from netloom.api.verdict import OperatorState, ProblemGroup, Totals, Verdict, judge
 from netloom.cli import local_agent, rollout
 from netloom.cli.local_agent import LocalAgent
 from netloom.cli.signs import DATED_LEASES, sign_of
@@ -108,7 +104,7 @@ async def collect(api: Api, asked: StatusOptions) -> StatusReport:
         objects = group.create_task(_list(api, NETLOOM_NODES))
         leases = group.create_task(_list(api, DATED_LEASES, **agents_only))
         leader = group.create_task(_leader(api, asked.lease_namespace))
-        rolled = group.create_task(rollout.troubles(api, asked.lease_namespace))
+        rolled = group.create_task(rollout.problems(api, asked.lease_namespace))
         outdated = group.create_task(_outdated(api))
         prefilters = group.create_task(_prefilters(api))
         agent = group.create_task(local_agent.ask(asked.agent_address or local_agent.ADDRESS))
@@ -176,7 +172,7 @@ def _facts(network: NetloomNetwork) -> Network:
 def _told_by(agent: LocalAgent, asked: StatusOptions) -> list[ObjectProblem]:
     if agent.silence and asked.agent_address:
         return [ObjectProblem("LocalAgent", asked.agent_address, "NoAgentThere", agent.silence)]
-    return agent.troubles
+    return agent.problems
 
 
 async def _outdated(api: Api) -> list[ObjectProblem]:
@@ -226,7 +222,7 @@ def _of_prefilters(found: Listing[NetloomPrefilter] | Unseen) -> list[ObjectProb
     if isinstance(found, Unseen):
         what = "NetloomPrefilters"
         return [ObjectProblem(what, what, "NotLookedAt", f"{what}: could not be looked at: {found.why}")]
-    return list(prefilter_verdict.troubles(found.objects))
+    return list(prefilter_verdict.problems(found.objects))
 
 
 def _known(listing: Listing[T] | Unseen) -> list[T]:

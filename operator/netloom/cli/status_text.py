@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import msgspec
 import typer
 
-from netloom.api.verdict import NodeState, Totals
+from netloom.api.node_verdict import NodeState
+from netloom.api.verdict import Totals
 from netloom.cli.status import StatusReport
 
 SHOWN_NODES = 20

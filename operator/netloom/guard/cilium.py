@@ -161,7 +161,7 @@ def _refusals(
         if (mode, wanted) == MIGRATION_MODES:
             refusal += wording.CILIUM_MIGRATION
         problems.append(refusal.problem(name, f"data.{IPAM}", new.get(IPAM, ""), wanted=wanted, **said))
-    # Of a mode that is refused, the lists of the other one are none of the trouble: Helm takes them away with it.
+    # Of a mode that is refused, the lists of the other one are none of the problem: Helm takes them away with it.
     if mode == "cluster-pool" and (not problems or wanted == mode):
         for family in VERSIONS:
             problems += _uncovered(name, family, new, live) if old is None else _pool(name, family, old, new, live)

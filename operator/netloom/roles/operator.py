@@ -13,11 +13,11 @@ from typing import Any
 import structlog
 
 from netloom import __version__
+from netloom.api.cluster_facts import OPERATOR_LEASE
 from netloom.api.core import NODES
 from netloom.api.errors import in_words, sentences
 from netloom.api.meta import Resource, T
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS
-from netloom.api.verdict import OPERATOR_LEASE
 from netloom.roles import definitions
 from netloom.roles.sources import Sources
 from netloom.roles.webhook import DRAIN_SECONDS, Guard, GuardOptions, WatchedStore

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import msgspec
 
+from netloom.api.cluster_facts import OPERATOR_LEASE, agent_lease
 from netloom.api.coordination import LEASES
 from netloom.api.core import NAMESPACES, PODS, Pod
 from netloom.api.errors import UserError
-from netloom.api.verdict import OPERATOR_LEASE, agent_lease
 from netloom.api.words import some
 from netloom.runtime.client import Api
 from netloom.runtime.errors import AlreadyExists, ApiError, NotFound

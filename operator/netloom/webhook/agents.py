@@ -7,11 +7,11 @@ certificate, writes nothing.
 
 from typing import Any
 
+from netloom.api.cluster_facts import agent_lease
 from netloom.api.coordination import LEASES
 from netloom.api.core import NOT_READY_TAINT
 from netloom.api.events import EVENTS
 from netloom.api.v1alpha1 import NETLOOM_NODES
-from netloom.api.verdict import agent_lease
 from netloom.webhook import cel, names
 from netloom.webhook.names import Scope
 from netloom.webhook.policy import policy

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from netloom.api.cluster_facts import ClusterFacts, ObjectProblem, Sign, Unseen
 from netloom.api.core import Node, NodeAddress, NodeStatus
 from netloom.api.meta import Condition, ObjectMeta
 from netloom.api.v1alpha1 import (
@@ -21,7 +22,7 @@ from netloom.api.v1alpha1 import (
     NodeIPAM,
     PoolAddress,
 )
-from netloom.api.verdict import EXAMPLE_LIMIT, ClusterFacts, ObjectProblem, Sign, Unseen, Verdict, judge
+from netloom.api.verdict import EXAMPLE_LIMIT, Verdict, judge
 
 EARLIER, THEN, NOW = "2026-01-01T10:00:00Z", "2026-01-01T11:00:00Z", "2026-01-01T12:00:00Z"
 

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from netloom.api.cluster_facts import OPERATOR_LEASE
 from netloom.api.errors import UserError
 from netloom.api.v1alpha1 import IGNORE_LABEL
-from netloom.api.verdict import OPERATOR_LEASE
 from netloom.cli import local_agent, status
 from netloom.cli.status import StatusOptions, StatusReport, collect, duration, wait_until_healthy
 from netloom.runtime import log, loop

@@ -6,8 +6,9 @@ import re
 import pytest
 import yaml
 
+from netloom.api.cluster_facts import ClusterFacts, Sign
 from netloom.api.v1alpha1 import NetloomNode
-from netloom.api.verdict import ClusterFacts, Sign, judge
+from netloom.api.verdict import judge
 from netloom.cli.status import Network, StatusReport
 from netloom.cli.status_text import printed
 from tests.api.test_verdict import ALIVE, DEAD_LEADER, LEADER, NOW, SILENT, condition, network, node, obj

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from netloom.api.cluster_facts import ClusterFacts
 from netloom.api.v1alpha1 import NetloomNetwork
-from netloom.api.verdict import ClusterFacts, judge
+from netloom.api.verdict import judge
 from netloom.cli.local_agent import Facts, LocalAgent
 from netloom.kernel.masquerade.keeper import MasqueradeKeeper
 from netloom.roles.agent import Agent
@@ -108,7 +109,7 @@ async def test_a_part_of_an_agent_that_crashes(
         await until(lambda: ("False", "Degraded", crash) in said(server, NODE_PATH, "DataplaneReady"))
         assert agent.facts()["errors"] == [crash]
         assert agent.facts()["inSync"] is False
-        (trouble,) = LocalAgent(msgspec.convert(agent.facts(), Facts)).troubles
-        assert trouble.message == f"agent of this machine (node-1): {crash}"
+        (problem,) = LocalAgent(msgspec.convert(agent.facts(), Facts)).problems
+        assert problem.message == f"agent of this machine (node-1): {crash}"
         await until(lambda: said(server, NODE_PATH, "DataplaneReady")[-1][0] == "True")
         assert agent.facts()["errors"] == []

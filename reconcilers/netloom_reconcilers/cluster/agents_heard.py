@@ -8,8 +8,8 @@ its whole time anew: so neither a new leader nor an outage of the API server mak
 import math
 from collections.abc import Callable, Set
 
+from netloom.api.cluster_facts import Sign, agent_lease
 from netloom.api.coordination import Lease
-from netloom.api.verdict import Sign, agent_lease
 from netloom.runtime.store import Store, Unsubscribe
 from netloom_reconcilers.signs_of_life import GRACE_SECONDS, grace
 

@@ -17,6 +17,7 @@ from typing import ClassVar, NamedTuple
 import structlog
 
 from netloom.api import prefilter_verdict
+from netloom.api.cluster_facts import AGENT_LABEL, ClusterFacts, Sign, Unseen, agent_lease
 from netloom.api.coordination import LEASES, Lease
 from netloom.api.core import NODES, Node
 from netloom.api.holdings import holds
@@ -30,7 +31,7 @@ from netloom.api.v1alpha1 import (
     NetloomNode,
     NetloomPrefilter,
 )
-from netloom.api.verdict import AGENT_LABEL, ClusterFacts, Sign, Unseen, Verdict, agent_lease, judge
+from netloom.api.verdict import Verdict, judge
 from netloom.runtime.cancellation import last_words
 from netloom.runtime.clock import boottime, timestamp
 from netloom.runtime.errors import ApiError, NotFound
@@ -162,7 +163,7 @@ class Health:
                 agents=Unseen(self._deaf) if self._deaf else self._heard.signs(),
                 operator=Sign(context.identity or "this one", self._since, now, LOOK_SECONDS, alive=True),
                 namespace=context.lease_namespace,
-                more=prefilter_verdict.troubles(caches.prefilters.values()),
+                more=prefilter_verdict.problems(caches.prefilters.values()),
             )
         )
 

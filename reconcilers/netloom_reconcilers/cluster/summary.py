@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from netloom.api.cluster_facts import SUMMARY
 from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork, NodeCounts
-from netloom.api.verdict import SUMMARY, Verdict
+from netloom.api.verdict import Verdict
 from netloom.runtime.metrics import REGISTRY
 from netloom.runtime.store import Store
 from netloom_reconcilers.conditions import Conditions, ConditionStatus

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import msgspec
 import structlog
 
+from netloom.api.cluster_facts import AGENT_LABEL, agent_lease
 from netloom.api.coordination import LEASES, Lease, LeaseSpec
 from netloom.api.meta import ObjectMeta, OwnerReference
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
-from netloom.api.verdict import AGENT_LABEL, agent_lease
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.client import Api
 from netloom.runtime.clock import boottime

@@ -96,8 +96,8 @@ async def test_what_cannot_be_written_is_not_told_and_written_later(
 ) -> None:
     service = begun(tmp_path, "10.0.0.0/29")
     await ask(service, A)
-    real, troubles = service.checkpoint.append, list[str]()
-    service.changed = lambda: troubles.append(service.unwritable)
+    real, said = service.checkpoint.append, list[str]()
+    service.changed = lambda: said.append(service.unwritable)
 
     def fails(_records: object) -> None:
         raise Unwritable("No space left on device")
@@ -109,11 +109,11 @@ async def test_what_cannot_be_written_is_not_told_and_written_later(
         await ask(service, B)
     with pytest.raises(NoAddress):
         await service.release(A)
-    assert (service.failures, len(troubles)) == ({"CheckpointUnwritable": 1}, 1)
+    assert (service.failures, len(said)) == ({"CheckpointUnwritable": 1}, 1)
     assert service.allocator.holding(A) is not None, "nothing more is begun"
     monkeypatch.setattr(service.checkpoint, "append", real)
     assert await ask(service, C) == "10.0.0.4"
-    assert (service.unwritable, troubles[-1]) == ("", "")
+    assert (service.unwritable, said[-1]) == ("", "")
     again = next_life(service, tmp_path)
     assert {owner for owner, _ in again.allocator.held()} == {A, B, C}
 

@@ -5,8 +5,8 @@ import datetime as dt
 import time
 from typing import Literal
 
+from netloom.api.cluster_facts import agent_lease
 from netloom.api.coordination import LEASES, LeaseSpec
-from netloom.api.verdict import agent_lease
 from netloom.kernel import sysctl
 from netloom.kernel.probe.part import DEVICE
 from netloom.runtime.clock import TOLERANCE
