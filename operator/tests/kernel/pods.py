@@ -4,6 +4,7 @@ It asks and tells the kernel by `ip`, so it shows the contract of a part and not
 """
 
 import subprocess
+import time
 from collections.abc import Iterable
 
 from netloom.kernel.keeper.keeper import Keeper
@@ -22,14 +23,18 @@ Pods = dict[str, str]
 
 
 class PodRoutes(Part[Pods]):
-    """`fail`: what reading ends in."""
+    """fail: what reading ends in. refusals: writes that are refused yet. stirs: how often it is due again after it has
+    been updated. at: when it wants to be asked again."""
 
     owns = Ownership(links=("netloom_p*",), routes=range(METRIC, 2 * METRIC))
     state = ("dump", "routes to pods")
     groups = ("ipv4-route",)
     kinds = frozenset((RTM_NEWROUTE, RTM_DELROUTE))
 
-    def __init__(self, node: Namespace) -> None:
+    def __init__(self, node: Namespace, state: Item = state) -> None:
+        self.state = state
+        self.refusals = self.stirs = 0
+        self.at = float("inf")
         self.routes: Table[str, str] = Table()
         self.fail: Exception | None = None
         self.due = True
@@ -78,8 +83,16 @@ class PodRoutes(Part[Pods]):
             if self.owns.route(int(route["protocol"]) if route["protocol"].isdigit() else 0, route.get("metric", 0))
         }
 
+    def later(self) -> float:
+        return self.at
+
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         outcome = Outcome()
+        if self.stirs:
+            self.stirs -= 1
+            self.due = True
+        if self.at <= time.monotonic():
+            self.at = float("inf")
         for key, name, before in self.routes.updates():
             self._write(outcome, f"route {'replace' if before else 'add'} {key} dev {name}", key, attempt)
         return outcome
@@ -93,6 +106,10 @@ class PodRoutes(Part[Pods]):
     def _write(self, outcome: Outcome, command: str, key: str, attempt: Attempt) -> None:
         item = ("pod", key)
         if item in attempt.delayed:
+            return
+        if self.refusals:
+            self.refusals -= 1
+            outcome.refused.append(RefusedEntry(item, "injected"))
             return
         self.commands.append(command)
         whole = f"ip -n {self._node.name} {command} proto {ROUTE_PROTOCOL} metric {METRIC}"

@@ -6,6 +6,7 @@ import errno
 import importlib
 import itertools
 import pkgutil
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -161,6 +162,59 @@ async def test_what_cannot_be_read_when_a_resync_is_due_is_not_tried_without_a_p
             assert part.reads - before < 30, "two resyncs and some attempts by back-off"
             part.fail = None
             await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
+    finally:
+        await keeper.close()
+
+
+OTHER = ("dump", "other routes to pods")
+
+
+async def test_one_that_cannot_be_read_waits_whatever_comes_and_holds_nobody_up(
+    wired: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events do not have it tried again, nor does what it wanted to do by now; what is due beside it is done."""
+    monkeypatch.setattr(retries, "FIRST_SECONDS", 30.0)
+    broken, sound = PodRoutes(wired), PodRoutes(wired, OTHER)
+    keeper = PodKeeper(broken, sound)
+    await keeper.open()
+    try:
+        await keeper.apply(PODS)
+        broken.fail, broken.at = OSError(errno.EBUSY, "injected"), 0.0
+        async with running(keeper):
+            await eventually(lambda: bool(keeper.report.failures))
+            before = broken.reads
+            for _ in range(10):
+                sound.stirs, done = 2, len(sound.commands)
+                wired.ip("route delete 10.1.0.5 proto 158")
+                await eventually(lambda done=done: len(sound.commands) > done and not sound.stirs)  # type: ignore[misc]
+            assert broken.reads == before
+            broken.fail = None
+            await keeper.apply(PODS)
+            assert keeper.report.in_sync, "who has something new to say need not wait"
+    finally:
+        await keeper.close()
+
+
+async def test_what_is_left_to_be_done_needs_no_event(wired: Namespace) -> None:
+    """Whoever runs it may sleep already, with nothing to wake up for."""
+    part = PodRoutes(wired)
+    keeper = PodKeeper(part)
+    await keeper.open()
+    try:
+        await keeper.apply(PODS)
+        async with running(keeper):
+            part.stirs = 10
+            wired.ip("route delete 10.1.0.5 proto 158")
+            await eventually(lambda: not part.stirs and not part.due, lambda: f"{part.stirs} rounds are left")
+
+            part.routes.unwant("10.1.0.6")
+            part.refusals = 1
+            await keeper.prune()
+            await eventually(lambda: "10.1.0.6" not in wired.ip(SHOW), lambda: str(keeper.report))
+
+            part.at = time.monotonic() + 0.1
+            await keeper.apply({"10.1.0.5": "netloom_p5"})
+            await eventually(lambda: part.at == float("inf"), "asked again at its time")
     finally:
         await keeper.close()
 

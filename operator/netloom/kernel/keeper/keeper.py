@@ -22,7 +22,7 @@ from netloom.kernel.capability import require_net_admin
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange, entry
-from netloom.kernel.keeper.retries import TICK_SECONDS, Item, Retries, item_text
+from netloom.kernel.keeper.retries import FIRST_SECONDS, TICK_SECONDS, Item, Retries, item_text
 from netloom.kernel.keeper.thread import KernelThread
 from netloom.kernel.netlink.sockets import BUFFER, AnswerLost, CommandSocket, EventSocket, Overflow, walk
 
@@ -32,7 +32,7 @@ RESYNC_SECONDS = 120.0
 """Between resyncs. At 10,000 peers one costs 0.1 s of CPU time, at 10,000 masqueraded CIDRs 25 ms: 0.1 %."""
 
 ROUNDS = 4
-"""Passes in a row: a refusal can show that more was lost than was known. What is left then waits for its back-off."""
+"""Passes in a row: a refusal can show that more was lost than was known. What is left then waits for a moment."""
 
 EVENTS_AT_ONCE = 4096
 """Datagrams read before others get a turn on the event loop."""
@@ -84,7 +84,12 @@ class Keeper(Generic[D, R]):
         self._begun = asyncio.Event()
         """Something was applied, and the attempt has ended."""
         self._converging = False
+        self._sleeps_until = float("-inf")
+        """When `run` will wake up by itself; before all time: it is not asleep."""
         self._busy_since: float | None = None
+        self._ended_at = 0.0
+        self._failed: set[Item] = set()
+        """States of the parts that the last pass could not read."""
         self._resynced_at = 0.0
         self._resyncs = 0
         self._told: object = ({}, (), ())
@@ -129,12 +134,9 @@ class Keeper(Generic[D, R]):
             for part in self._parts:
                 part.want(desired, self._retries)
             try:
-                report = await self._converge()
+                return await self._converge_now()
             finally:
                 self._begun.set()
-        if self._retries.next() is not None:
-            self._wake.set()  # `run` sleeps, and knows of nothing that it would have to try again
-        return report
 
     async def run(self) -> None:
         """Keep the kernel at the applied state, until cancelled."""
@@ -144,6 +146,7 @@ class Keeper(Generic[D, R]):
                 async with asyncio.timeout(self._idle_seconds()):
                     await self._wake.wait()
             self._wake.clear()
+            self._sleeps_until = float("-inf")
             if time.monotonic() >= self._resync_at():
                 self._doubt()
             async with self._lock:
@@ -175,7 +178,7 @@ class Keeper(Generic[D, R]):
         async with self._lock:
             for part in self._parts:
                 part.release_retained()
-            await self._converge()
+            await self._converge_now()
 
     @property
     def report(self) -> R:
@@ -216,6 +219,15 @@ class Keeper(Generic[D, R]):
                 self._on_report(report)
         return report
 
+    async def _converge_now(self) -> R:
+        """On somebody's word, whatever has to wait; `run`, which sleeps meanwhile, may have to wake up earlier now."""
+        for part in self._parts:
+            self._retries.hasten(part.state)
+        report = await self._converge()
+        if self._next_at() < self._sleeps_until:
+            self._wake.set()
+        return report
+
     async def _passes(self) -> None:
         retries = self._retries
         retries.begin()
@@ -224,14 +236,20 @@ class Keeper(Generic[D, R]):
                 part.doubt()
         fresh: set[Part[D]] = set()
         for _ in range(ROUNDS):
-            if not await self._pass(fresh) or not any(part.due for part in self._parts):
+            self._failed = await self._pass(fresh)
+            self._ended_at = time.monotonic()
+            if not any(part.due and part.state not in self._failed for part in self._parts):
                 return
 
-    async def _pass(self, fresh: set[Part[D]]) -> bool:
-        """Each part in turn; whether all could read what they needed to. One that could not does not stop the others,
-        but nothing is removed then: something may stand on it."""
-        failed: set[Item] = set()
+    async def _pass(self, fresh: set[Part[D]]) -> set[Item]:
+        """Each part in turn; the states of those that could not be read, now or of late. Such a part waits, like an
+        entry that fails, whatever events come, and does not stop the others; but nothing is removed then: something may
+        stand on it."""
+        held = self._retries.delayed()
+        failed = {part.state for part in self._parts if part.state in held}
         for part in self._parts:
+            if part.state in held:
+                continue
             with self._guarded(part, failed):
                 worker = self._connect()
                 if part.kinds:  # else an earlier part would learn something behind its turn, and nobody would wake it
@@ -246,7 +264,7 @@ class Keeper(Generic[D, R]):
         for part in self._parts:
             if part.state not in failed:
                 self._is_readable(part)
-        return not failed
+        return failed
 
     async def _read(self, part: Part[D], worker: Worker) -> bool:
         whole = await part.read(worker)
@@ -361,6 +379,13 @@ class Keeper(Generic[D, R]):
 
     def _idle_seconds(self) -> float | None:
         """Until something has to be done without an event."""
-        retry = self._retries.next()
-        first = min(self._resync_at(), float("inf") if retry is None else retry, *(p.later() for p in self._parts))
+        first = self._sleeps_until = self._next_at()
         return max(TICK_SECONDS, first - time.monotonic()) if first != float("inf") else None
+
+    def _next_at(self) -> float:
+        """When that is (monotonic seconds). A part that could not be read waits for its retry alone; of what is due in
+        spite of all rounds no event may tell again."""
+        retry, due_at = self._retries.next(), self._ended_at + FIRST_SECONDS
+        asked = (part for part in self._parts if part.state not in self._failed)
+        times = (due_at if part.due else part.later() for part in asked)
+        return min(self._resync_at(), float("inf") if retry is None else retry, *times)

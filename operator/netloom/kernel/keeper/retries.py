@@ -94,6 +94,11 @@ class Retries:
         """Entries that have to wait."""
         return {item for item, delay in self._delayed.items() if delay.until > self._moment}
 
+    def hasten(self, item: Item) -> None:
+        """It is to be tried at once, this time."""
+        if (delay := self._delayed.get(item)) is not None:
+            delay.until = min(delay.until, time.monotonic())
+
     def next(self) -> float | None:
         """When (monotonic) the first of the entries that were delayed may be tried, or a fight is over; None: never."""
         tries = [delay.until for delay in self._delayed.values() if delay.until > self._moment]
