@@ -137,7 +137,8 @@ class Agent(Collector):
 
     def _idle(self) -> str:
         """Why this process does no work, "" while it does. The loop of each keeper waits for its kernel alone."""
-        stuck = [feature.name for feature in self.features if feature.keeper and feature.keeper.busy_seconds > STUCK]
+        busy = {each.name: [keeper.busy_seconds for keeper in keepers([each])] for each in self.features}
+        stuck = [name for name, seconds in busy.items() if max(seconds, default=0.0) > STUCK]
         said = f"the kernel has not answered {', '.join(stuck)} for more than {STUCK:g} s; see the kernel's log."
         return said if stuck else ""
 

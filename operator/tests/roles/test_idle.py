@@ -64,14 +64,17 @@ async def test_an_agent_whose_kernel_does_not_answer_gives_no_sign_of_life(
 async def test_which_keepers_count_as_stuck(server: ScriptedApi, api: Api, tmp_path: Path) -> None:
     options = AgentOptions(node_name="node-1", run_dir=tmp_path)
     agent = Agent(options, cluster_sources(options, api), api, ())
-    busy = {"tunnels": STUCK + 1, "masquerade": 1.0}
+    busy = {"tunnels": (STUCK + 1, ()), "masquerade": (1.0, ()), "prefilter": (0.0, (1.0, STUCK + 1)), "pools": (0, ())}
     agent.features = [
-        SimpleNamespace(name=name, keeper=SimpleNamespace(busy_seconds=seconds))  # type: ignore[misc]
-        for name, seconds in busy.items()
+        SimpleNamespace(  # type: ignore[misc]
+            name=name,
+            keeper=SimpleNamespace(busy_seconds=own) if own else None,
+            further=[SimpleNamespace(busy_seconds=seconds) for seconds in others],
+        )
+        for name, (own, others) in busy.items()
     ]
-    assert agent._idle() == "the kernel has not answered tunnels for more than 60 s; see the kernel's log."
-    busy_no_more = SimpleNamespace(name="tunnels", keeper=SimpleNamespace(busy_seconds=0.0))
-    agent.features = [busy_no_more]  # type: ignore[list-item]
+    assert agent._idle() == "the kernel has not answered tunnels, prefilter for more than 60 s; see the kernel's log."
+    agent.features = [each for each in agent.features if each.name not in ("tunnels", "prefilter")]
     assert agent._idle() == ""
 
 
