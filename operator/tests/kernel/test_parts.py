@@ -132,14 +132,21 @@ async def test_each_finds_its_own_in_whatever_order_they_come_and_go(wired: Name
         assert wired.owned().count("route ") == 4, "the mesh's two peers, both families"
 
 
-async def test_one_that_cannot_read_does_not_stop_another(wired: Namespace) -> None:
+@pytest.mark.parametrize(
+    ("fails", "told"),
+    [
+        (OSError(errno.EBUSY, "injected"), "[Errno 16] injected"),
+        (KeyError("fault"), "it crashed: KeyError('fault'). It is tried again; the log has the details"),
+    ],
+)
+async def test_one_that_cannot_read_does_not_stop_another(wired: Namespace, fails: Exception, told: str) -> None:
     broken, sound = PodRoutes(wired), PodRoutes(wired)
-    broken.fail = OSError(errno.EBUSY, "injected")
+    broken.fail = fails
     keeper = PodKeeper(broken, sound)
     await keeper.open()
     try:
         report = await keeper.apply(PODS)
-        assert [(failure.kind, failure.errno) for failure in report.failures] == [("dump", errno.EBUSY)]
+        assert [(each.kind, each.error) for each in report.failures] == [("dump", told)]
         assert wired.state().count(" metric 65536") == 2
         broken.fail = None
         async with running(keeper):

@@ -278,9 +278,13 @@ class Keeper(Generic[D, R]):
     def _guarded(self, part: Part[D], failed: set[Item]) -> Iterator[None]:
         try:
             yield
-        except (AnswerLost, OSError, KernelUnsupported) as error:
+        except Exception as error:
             self._doubt()  # what the kernel holds is unknown until it has been read
-            sentence = part.explain(error)
+            if isinstance(error, (AnswerLost, OSError, KernelUnsupported)):
+                sentence = part.explain(error)
+            else:
+                log.exception("a part of the kernel side crashed", part=part.state[1])
+                sentence = f"it crashed: {error!r}. It is tried again; the log has the details"
             if not sentence:
                 self._is_readable(part)
             elif part.state not in failed:
