@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from netloom_reconcilers.node.endpoints import deletions as module
+from netloom_reconcilers.node.endpoints import folders
 from netloom_reconcilers.node.endpoints.deletions import AGAIN_SECONDS, REFUSED, Deletions, NotYet, files, name_of
 from netloom_reconcilers.node.endpoints.errors import CniError
 from netloom_reconcilers.node.endpoints.framing import Call
@@ -280,7 +281,7 @@ async def test_a_directory_that_was_made_anew_is_followed(node: Node) -> None:
 async def test_whatever_fails_of_following_is_told(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AGAIN_SECONDS", 0.01)
     with monkeypatch.context() as patch:
-        patch.setattr(node.deletions, "_pump", refusing(errno.EIO))
+        patch.setattr(folders, "_pump", refusing(errno.EIO))
         patch.setattr(node.deletions, "_look", lambda: asyncio.sleep(0.01))
         async with following(node):
             await until(node.deletions.errors)

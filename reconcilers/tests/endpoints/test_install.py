@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from netloom_reconcilers.node.endpoints import folders
 from netloom_reconcilers.node.endpoints import install as module
 from netloom_reconcilers.node.endpoints.install import (
     CONFLIST,
@@ -187,11 +188,11 @@ async def test_a_directory_that_was_made_anew_is_followed(host: Host, monkeypatc
 async def test_whatever_fails_of_following_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BELT_SECONDS", 0.01)
 
-    async def fails(_inotify: object) -> None:
+    async def fails(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(host.installer, "_pump", fails)
+        patch.setattr(folders, "_pump", fails)
         async with kept(host):
             await until(lambda: "cannot be kept: Input/output error" in str(host.installer.errors()))
             patch.undo()

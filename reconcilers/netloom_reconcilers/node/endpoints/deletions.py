@@ -14,10 +14,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
-from asyncinotify import Inotify, Mask
+from asyncinotify import Mask
 
 from netloom_reconcilers.node.addresses.service import TIMER_SECONDS
 from netloom_reconcilers.node.endpoints.errors import CniError
+from netloom_reconcilers.node.endpoints.folders import follow
 from netloom_reconcilers.node.endpoints.framing import Call, parse
 
 log = structlog.get_logger(__name__)
@@ -33,10 +34,7 @@ TOLD_SECONDS = 300.0
 UNFINISHED_SECONDS = 3600.0
 """After which a file that is still being written is nobody's (`cni/README.md`)."""
 _MOST_BYTES = 5 << 20
-_WATCHED = Mask.MOVED_TO | Mask.CLOSE_WRITE | Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.ONLYDIR
-
-_ELSEWHERE = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.IGNORED
-"""What is watched is no more what has its name."""
+_WATCHED = Mask.MOVED_TO | Mask.CLOSE_WRITE
 
 
 class NotYet(Exception):
@@ -177,44 +175,25 @@ class Deletions:
         """Follows the directory for ever."""
         while True:
             try:
-                await self._follow()
-            except* OSError as errors:
+                self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _sweep(self.directory)
+                await follow([self.directory], _WATCHED, self._wake, self._look)
+            except OSError as error:
                 self._say_unfollowed(
                     f"{self.directory}: deletions of pods that are written down there cannot be followed: "
-                    f"{_why(errors)}. Give the agent that directory, or name another by {OPTION}."
+                    f"{error.strerror or error}. Give the agent that directory, or name another by {OPTION}."
                 )
                 await asyncio.sleep(AGAIN_SECONDS)
-
-    async def _follow(self) -> None:
-        """As long as it is the same directory. Raises OSError, also in groups."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sweep(self.directory)
-        with Inotify() as inotify:
-            inotify.add_watch(self.directory, _WATCHED)
-            self._say_unfollowed("")
-            async with asyncio.TaskGroup() as group:
-                pump = group.create_task(self._pump(inotify))
-                while not pump.done() and self.directory.is_dir():
-                    await self._look()
-                pump.cancel()
 
     def _say_unfollowed(self, why: str) -> None:
         if why != self._unfollowed:
             self._unfollowed = why
             self._changed()
 
-    async def _pump(self, inotify: Inotify) -> None:
-        async for event in inotify:
-            self._wake.set()
-            if event.mask & _ELSEWHERE:
-                return
-
-    async def _look(self) -> None:
-        self._wake.clear()
+    async def _look(self) -> float:
+        self._say_unfollowed("")
         await self.replay()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(AGAIN_SECONDS if self._why else BELT_SECONDS):
-                await self._wake.wait()
+        return AGAIN_SECONDS if self._why else BELT_SECONDS
 
 
 def files(directory: Path) -> list[Path]:
@@ -223,12 +202,6 @@ def files(directory: Path) -> list[Path]:
         return [path for path in sorted(directory.iterdir()) if path.is_file()]
     except OSError:
         return []
-
-
-def _why(errors: "ExceptionGroup[OSError]") -> str:
-    """The first of them."""
-    error = errors.exceptions[0]
-    return (error.strerror if isinstance(error, OSError) else "") or str(error)
 
 
 def _sweep(directory: Path) -> None:

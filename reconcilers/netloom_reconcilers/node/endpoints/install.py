@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 import structlog
-from asyncinotify import Inotify, Mask
+from asyncinotify import Mask
 
 from netloom_reconcilers.node.endpoints.appended import Entry, appended, is_alike
+from netloom_reconcilers.node.endpoints.folders import follow
 from netloom_reconcilers.node.endpoints.networks import NETWORK
 from netloom_reconcilers.node.endpoints.options import Places, on_host
 from netloom_reconcilers.node.endpoints.precedence import first, types_of
@@ -41,19 +42,15 @@ OURS: Mapping[str, Any] = {"capabilities": {"mac": True, "dns": True}}
 """What runtimes tell ours of `runtimeConfig`: only what is named here."""
 BELT_SECONDS = 60.0
 SETTLE_SECONDS = 0.05
+"""An editor writes in several steps."""
 QUIET_SECONDS = 60.0
 """After which a file that was put back counts as left alone."""
 UPGRADE_SECONDS = 5.0
 """For which a plugin may be missing while a package's new version takes its place."""
 LONGEST_SECONDS = 60.0
 """Between repairs of a file that somebody keeps changing."""
-_WATCHED = (
-    Mask.CREATE | Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.ATTRIB | Mask.DELETE_SELF
-    | Mask.MOVE_SELF | Mask.ONLYDIR
-)  # fmt: skip
+_WATCHED = Mask.CREATE | Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.ATTRIB
 _MODE = "of another mode"
-_ELSEWHERE = Mask.DELETE_SELF | Mask.MOVE_SELF | Mask.IGNORED
-"""What is watched is no more what has its name."""
 
 
 def binary_of(places: Places) -> Path:
@@ -319,39 +316,20 @@ class Installer:
 
     async def run(self) -> None:
         """Keeps them for ever: on events of both directories."""
+        folders = self.places.bin_dir, self.places.conf_dir
         while True:
             try:
-                await self._follow()
-            except* OSError as errors:
-                self._problems = (f"the files of the CNI cannot be kept: {_first(errors)}.",)
-                self._changed()
+                for folder in folders:
+                    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+                await follow(folders, _WATCHED, self._wake, self._look, SETTLE_SECONDS)
+            except OSError as error:
+                self._problems = (f"the files of the CNI cannot be kept: {_why(error)}.",)
+                self._told()
                 await asyncio.sleep(BELT_SECONDS)
 
-    async def _follow(self) -> None:
-        """As long as they are the same directories. Raises OSError, also in groups."""
-        with Inotify() as inotify:
-            for folder in (self.places.bin_dir, self.places.conf_dir):
-                folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-                inotify.add_watch(folder, _WATCHED)
-            async with asyncio.TaskGroup() as group:
-                pump = group.create_task(self._pump(inotify))
-                while not pump.done() and self.places.bin_dir.is_dir() and self.places.conf_dir.is_dir():
-                    await self._look()
-                pump.cancel()
-
-    async def _look(self) -> None:
-        self._wake.clear()
+    async def _look(self) -> float:
         again = self._take(await asyncio.to_thread(self._keep_all, is_ready=self._is_ready()))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(BELT_SECONDS if again is None else again):
-                await self._wake.wait()
-        await asyncio.sleep(SETTLE_SECONDS)  # an editor writes in several steps
-
-    async def _pump(self, inotify: Inotify) -> None:
-        async for event in inotify:
-            self._wake.set()
-            if event.mask & _ELSEWHERE:
-                return
+        return BELT_SECONDS if again is None else again
 
 
 def installed(places: Sequence[Path]) -> list[Path]:
@@ -388,11 +366,6 @@ def _signature(path: Path) -> tuple[int, ...]:
 
 def _types(entries: Iterable[Entry]) -> list[str]:
     return [each["type"] for each in entries]
-
-
-def _first(errors: "ExceptionGroup[OSError]") -> str:
-    error = errors.exceptions[0]
-    return _why(error) if isinstance(error, OSError) else str(error)
 
 
 def _why(error: OSError) -> str:
