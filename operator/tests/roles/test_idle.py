@@ -1,6 +1,7 @@
 """An agent whose kernel side hangs does not count as one that works."""
 
 import asyncio
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,21 @@ async def test_how_long_a_pass_has_been_under_way(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(asyncio.CancelledError):
         await task
     assert keeper.busy_seconds == 0
+
+
+async def test_how_long_the_kernel_has_been_asked_beside_the_passes() -> None:
+    """Who makes a pod's device, say, holds up all passes, and none has begun."""
+    keeper: Keeper[Any, Any] = Keeper([])
+    await keeper.open()
+    try:
+        go = threading.Event()
+        asked = asyncio.ensure_future(keeper._connect().call(lambda _commands: go.wait(10)))
+        await until(lambda: keeper.busy_seconds > 0)
+        go.set()
+        assert await asked
+        await until(lambda: keeper.busy_seconds == 0)
+    finally:
+        await keeper.close()
 
 
 async def test_an_agent_whose_kernel_does_not_answer_gives_no_sign_of_life(

@@ -187,8 +187,10 @@ class Keeper(Generic[D, R]):
 
     @property
     def busy_seconds(self) -> float:
-        """For how long the passes that are under way have been; 0 where none are."""
-        return 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+        """For how long the passes that are under way have been, or what the kernel is asked for beside them; 0 where
+        nothing is."""
+        passes = 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+        return max(passes, self._worker.busy_seconds if self._worker is not None else 0.0)
 
     @property
     def stats(self) -> dict[str, int]:

@@ -60,6 +60,11 @@ class Worker:
         self.commands = commands
         self._thread = thread
 
+    @property
+    def busy_seconds(self) -> float:
+        """For how long the thread has waited for what was asked last."""
+        return self._thread.busy_seconds
+
     def submit(self, messages: Sequence[bytes]) -> asyncio.Future[dict[int, KernelRefusal]]:
         """Have these requests done, at most netlink.BATCH; the refusals by their places. Raises AnswerLost."""
         return self._thread.call(self.commands.execute, messages)

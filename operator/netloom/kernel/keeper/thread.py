@@ -6,6 +6,7 @@ one 0.10, and in 1.1 ms a changed route is repaired.
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
@@ -22,6 +23,7 @@ class KernelThread:
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._since: float | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -31,6 +33,12 @@ class KernelThread:
         self._calls.put((future, work, arguments))
         return future
 
+    @property
+    def busy_seconds(self) -> float:
+        """For how long it has been doing what it does now; 0 where it waits for work."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
     def close(self) -> None:
         """Wait until all is done that it was given. Nothing is done after that."""
         self._calls.put(None)
@@ -38,7 +46,9 @@ class KernelThread:
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
+            self._since = time.monotonic()
             self._do(*call)
+            self._since = None
             del call  # its result may be a table of 10,000 routes
 
     def _do(self, future: asyncio.Future[Any], work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
