@@ -3,6 +3,7 @@
 Whether a filter lets pods pass is shown by pings through it, not by what the product says.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tests.kernel.forwards import (
     keeping,
     locked,
 )
-from tests.kernel.meshes import eventually, running
+from tests.kernel.meshes import becomes, eventually, running
 from tests.kernel.netns import SOON, Lab
 from tests.kernel.nft import FaultyNftables
 
@@ -211,7 +212,7 @@ async def test_nothing_is_made_where_nothing_drops(crossing: Crossing) -> None:
         report = await keeper.apply(DESIRED)
         assert report.in_sync
         assert crossing.tables() == ""
-        await eventually(lambda: keeper._filters[1]._look_at > 0)
+        await eventually(lambda: keeper._legacy._filter._look_at > 0)
         for programs in PROGRAMS.values():
             for program, source in zip(programs, ("192.0.2.1", "2001:db8::1"), strict=True):
                 crossing.node.exec(f"{program} -A FORWARD -s {source} -j DROP")
@@ -274,6 +275,32 @@ async def test_who_holds_the_lock_is_waited_for_and_named(
             assert keeper.report.failures[0].key == "NETLOOM-FORWARD of iptables-legacy"
         await eventually(lambda: keeper.report.in_sync, lambda: str(keeper.report))
     assert crossing.passes()["4 out"]
+
+
+async def test_a_program_that_hangs_holds_up_nothing_of_nftables(
+    crossing: Crossing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(iptables, "LOCK_SECONDS", 60)
+    crossing.node.exec("iptables-nft -P FORWARD DROP")
+    crossing.node.exec("iptables-legacy -P FORWARD DROP")
+    hangs, program = tmp_path / "hangs", tmp_path / "iptables-legacy-save"
+    real = shutil.which("iptables-legacy-save")
+    waits = f"touch {hangs}.now; while [ -e {hangs} ]; do sleep 0.05; done"
+    program.write_text(f'#!/bin/sh\n{waits}\nexec {real} "$@"\n')
+    program.chmod(0o755)
+    async with keeping() as keeper, running(keeper):  # type: ignore[arg-type]
+        report = await keeper.apply(DESIRED)
+        assert report.open == ("iptables-nft", "iptables-legacy")
+        before = crossing.tables()
+        hangs.touch()
+        try:
+            monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+            await eventually(hangs.with_suffix(".now").exists)
+            crossing.node.exec("iptables-nft -D NETLOOM-FORWARD 1")
+            await eventually(lambda: keeper.report.repaired == 1, lambda: str(keeper.report))
+        finally:
+            hangs.unlink()
+        await becomes(crossing.tables, before)
 
 
 async def test_what_the_kernel_refuses_is_named_and_tried_again(crossing: Crossing) -> None:

@@ -1,13 +1,15 @@
 """The forward hook: pods' packets pass the filters of iptables, and what drops them elsewhere is known."""
 
-from typing import Unpack
+import asyncio
+from typing import Any, Unpack
 
 from netloom.kernel.errors import DataplaneError
 from netloom.kernel.forwarding.blocked import Blocked
 from netloom.kernel.forwarding.legacy_part import LegacyForward
 from netloom.kernel.forwarding.nft_part import NftForward
 from netloom.kernel.forwarding.opening import ForwardingState
-from netloom.kernel.keeper.keeper import KeeperOptions
+from netloom.kernel.forwarding.part import ForwardPart
+from netloom.kernel.keeper.keeper import RESYNC_SECONDS, Keeper, KeeperOptions
 from netloom.kernel.keeper.nftables_keeper import NftablesKeeper
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 
@@ -29,21 +31,66 @@ class ForwardReport(KeeperReport, frozen=True, kw_only=True):
         return *super().news, self.open, self.blocked, self.unread
 
 
-class ForwardKeeper(NftablesKeeper[ForwardingState, ForwardReport]):
-    """See the module."""
+class LegacyForwardKeeper(Keeper[ForwardingState, ForwardReport]):
+    """The filters of iptables-legacy. Its programs may wait for a lock for seconds, and hang."""
 
     nothing = ForwardingState
 
     def __init__(self, **options: Unpack[KeeperOptions]) -> None:
-        self._filters = (NftForward(), LegacyForward())
-        super().__init__(self._filters, **options)
+        self._filter = LegacyForward()
+        super().__init__((self._filter,), **options)
+
+    @property
+    def report(self) -> ForwardReport:
+        """The state of things now."""
+        return _report_of(self._filter, self._basics())
+
+
+class ForwardKeeper(NftablesKeeper[ForwardingState, ForwardReport]):
+    """See the module. Those of iptables-legacy have a keeper of their own, for which nothing else has to wait."""
+
+    nothing = ForwardingState
+
+    def __init__(self, **options: Unpack[KeeperOptions]) -> None:
+        self._filter = NftForward()
+        more = KeeperOptions(resync_seconds=options.get("resync_seconds", RESYNC_SECONDS))
+        if (on_report := options.get("on_report")) is not None:
+            more["on_report"] = lambda _report: on_report(self.report)
+        self._legacy = LegacyForwardKeeper(**more)
+        super().__init__((self._filter,), **options)
+
+    async def open(self) -> None:
+        """Of both."""
+        await self._legacy.open()
+        await super().open()
+
+    async def close(self) -> None:
+        """Of both."""
+        await self._legacy.close()
+        await super().close()
+
+    async def apply(self, desired: ForwardingState) -> ForwardReport:
+        """By both, at once."""
+        await asyncio.gather(super().apply(desired), self._legacy.apply(desired))
+        return self.report
+
+    async def run(self) -> None:
+        """Both, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(super().run())
+            group.create_task(self._legacy.run())
+
+    @property
+    def busy_seconds(self) -> float:
+        """Of the one that has been for longer."""
+        return max(super().busy_seconds, self._legacy.busy_seconds)
 
     def _on_readable(self) -> None:
         """Only what concerns a filter leads to a pass: masquerading writes for each node that comes, kube-proxy for
         each Service, and all of that is told here."""
         if not self._lock.locked():
             self._drain()
-            if not any(part.due for part in self._filters):
+            if not self._filter.due:
                 return
         super()._on_readable()
 
@@ -62,11 +109,21 @@ class ForwardKeeper(NftablesKeeper[ForwardingState, ForwardReport]):
 
     @property
     def report(self) -> ForwardReport:
-        """The state of things now."""
-        readings = [part.reading for part in self._filters]
+        """The state of things now, of both."""
+        own, legacy = _report_of(self._filter, self._basics()), self._legacy.report
         return ForwardReport(
-            **self._basics(),
-            open=tuple(program for part in self._filters for program in part.open),
-            blocked=tuple(each for reading in readings for each in reading.blocked),
-            unread=tuple(each for reading in readings for each in reading.unread),
+            failures=own.failures + legacy.failures,
+            pending=own.pending + legacy.pending,
+            converging=own.converging or legacy.converging,
+            contended=own.contended + legacy.contended,
+            written=own.written,
+            compared=own.compared + legacy.compared,
+            repaired=own.repaired + legacy.repaired,
+            open=own.open + legacy.open,
+            blocked=own.blocked + legacy.blocked,
+            unread=own.unread + legacy.unread,
         )
+
+
+def _report_of(part: ForwardPart, basics: dict[str, Any]) -> ForwardReport:
+    return ForwardReport(**basics, open=part.open, blocked=part.reading.blocked, unread=part.reading.unread)
