@@ -324,7 +324,7 @@ class Installer:
                 await follow(folders, _WATCHED, self._wake, self._look, SETTLE_SECONDS)
             except OSError as error:
                 self._problems = (f"the files of the CNI cannot be kept: {_why(error)}.",)
-                self._told()
+                self._changed()
                 await asyncio.sleep(BELT_SECONDS)
 
     async def _look(self) -> float:
