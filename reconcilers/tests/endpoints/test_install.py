@@ -186,7 +186,7 @@ async def test_a_directory_that_was_made_anew_is_followed(host: Host, monkeypatc
 
 
 async def test_whatever_fails_of_following_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BELT_SECONDS", 0.01)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
 
     async def fails(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")

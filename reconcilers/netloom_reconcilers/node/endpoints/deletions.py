@@ -27,7 +27,7 @@ OPTION = "--cni-deletions"
 REFUSED = "refused"
 AGAIN_SECONDS = 2.0
 """Until one that could not be made up for yet is tried again."""
-BELT_SECONDS = 60.0
+LOOK_SECONDS = 60.0
 """Until it is looked again without an event."""
 TOLD_SECONDS = 300.0
 """How long it is told that one was set aside."""
@@ -193,7 +193,7 @@ class Deletions:
     async def _look(self) -> float:
         self._say_unfollowed("")
         await self.replay()
-        return AGAIN_SECONDS if self._why else BELT_SECONDS
+        return AGAIN_SECONDS if self._why else LOOK_SECONDS
 
 
 def files(directory: Path) -> list[Path]:

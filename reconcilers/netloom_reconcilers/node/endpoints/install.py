@@ -40,7 +40,7 @@ CAPABILITIES: Mapping[str, Mapping[str, Any]] = {
 """What plugins behind ours are to be told to do their work."""
 OURS: Mapping[str, Any] = {"capabilities": {"mac": True, "dns": True}}
 """What runtimes tell ours of `runtimeConfig`: only what is named here."""
-BELT_SECONDS = 60.0
+LOOK_SECONDS = 60.0
 SETTLE_SECONDS = 0.05
 """An editor writes in several steps."""
 QUIET_SECONDS = 60.0
@@ -325,11 +325,11 @@ class Installer:
             except OSError as error:
                 self._problems = (f"the files of the CNI cannot be kept: {_why(error)}.",)
                 self._changed()
-                await asyncio.sleep(BELT_SECONDS)
+                await asyncio.sleep(LOOK_SECONDS)
 
     async def _look(self) -> float:
         again = self._take(await asyncio.to_thread(self._keep_all, is_ready=self._is_ready()))
-        return BELT_SECONDS if again is None else again
+        return LOOK_SECONDS if again is None else again
 
 
 def installed(places: Sequence[Path]) -> list[Path]:
