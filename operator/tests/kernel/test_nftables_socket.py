@@ -4,13 +4,13 @@ import errno
 import subprocess
 import sys
 
-from netloom.kernel.netlink import nftables
+from netloom.kernel.netlink import expressions, nftables
 from netloom.kernel.netlink.nftables_socket import NftablesSocket
 from tests.kernel.netns import Namespace
 from tests.kernel.nft import ruleset
 
 UNPRIVILEGED = """
-from netloom.kernel.netlink import nftables
+from netloom.kernel.netlink import expressions, nftables
 from netloom.kernel.netlink.nftables import WHOLE
 from netloom.kernel.netlink.nftables_socket import NftablesSocket
 
@@ -22,7 +22,7 @@ for _ in range(2):
 
 
 def test_one_refused_request_undoes_all_and_each_is_named(node: Namespace) -> None:
-    sock, masquerade = NftablesSocket(), nftables.as_bytes(nftables.masquerade())
+    sock, masquerade = NftablesSocket(), expressions.masquerade()
     requests = [
         nftables.request(nftables.NEWTABLE, name="one"),
         nftables.request(nftables.DELTABLE, name="none"),

@@ -15,6 +15,7 @@ from netloom.kernel.forwarding.opening import FORWARD, Due, ForwardingState
 from netloom.kernel.forwarding.part import ForwardPart, ForwardSeen
 from netloom.kernel.forwarding.underlay import device_to
 from netloom.kernel.keeper.part import Worker
+from netloom.kernel.netlink import expressions as e
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.nftables import request
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError
@@ -97,10 +98,10 @@ def _requests(family: str, due: Due, desired: ForwardingState) -> Iterator[tuple
         yield "make the chain", request(nftables.NEWCHAIN, number, table=_TABLE, name=FORWARD_CHAIN)
     for cidr in desired.of(family) if due.wrong else ():
         for destination in (False, True):
-            asked = nftables.address_within(cidr.packed, cidr.length, destination=destination)
-            added = nftables.as_bytes([*asked, *nftables.counter(), *nftables.verdict(nftables.ACCEPT)])
+            asked = e.address_within(cidr.packed, cidr.length, destination=destination)
+            added = asked + e.counter() + e.verdict(e.ACCEPT)
             yield "add a rule", request(nftables.NEWRULE, number, **chain, expressions=added)
     if due.before is not None:
         place = {"position": due.rule.handle} if due.rule is not None else {}
-        added = nftables.as_bytes([*nftables.counter(), *nftables.verdict(nftables.JUMP, FORWARD_CHAIN)])
+        added = e.counter() + e.verdict(e.JUMP, FORWARD_CHAIN)
         yield "jump there from FORWARD", request(nftables.NEWRULE, number, **forward, **place, expressions=added)

@@ -18,6 +18,7 @@ import msgspec
 
 from netloom.kernel.keeper.retries import Item
 from netloom.kernel.keeper.transaction import Write
+from netloom.kernel.netlink import expressions as e
 from netloom.kernel.netlink import nftables
 from netloom.kernel.netlink.messages import nested
 from netloom.kernel.netlink.nftables import SeenChain, SeenRule, SeenSet, SeenTable, request
@@ -70,15 +71,15 @@ class MasqueradeRule(msgspec.Struct, frozen=True):
 def rule_of(family: str) -> MasqueradeRule:
     """The rule of a family."""
     size = SIZES[family]
-    expressions = nftables.as_bytes(
-        nftables.of_family(size)
-        + nftables.address_in(size, f"pods{family}")
-        + nftables.address_in(size, f"known{family}", destination=True, inside=False)
-        + nftables.address_in(size, f"excluded{family}", destination=True, inside=False)
-        + nftables.not_out_of(DEVICE_PREFIX)
-        + nftables.masquerade()
+    found = (
+        e.of_family(size)
+        + e.address_in(size, f"pods{family}")
+        + e.address_in(size, f"known{family}", destination=True, inside=False)
+        + e.address_in(size, f"excluded{family}", destination=True, inside=False)
+        + e.not_out_of(DEVICE_PREFIX)
+        + e.masquerade()
     )
-    return MasqueradeRule(f"netloom {hashlib.sha256(expressions).hexdigest()[:8]}", expressions)
+    return MasqueradeRule(f"netloom {hashlib.sha256(found).hexdigest()[:8]}", found)
 
 
 class SeenMasquerade(msgspec.Struct, frozen=True):

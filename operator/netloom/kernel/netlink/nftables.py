@@ -8,15 +8,14 @@ and 90 (`make bench-codec`), and it loses the flag that marks the end of an inte
 Numbers are from linux/netfilter/{nf_tables,nfnetlink}.h.
 """
 
-import socket
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
 
-from netloom.kernel.netlink.messages import decode, encode, nested, nftsocket
+from netloom.kernel.netlink.messages import decode, encode, nftsocket
 from netloom.kernel.netlink.wire import ATTRIBUTE, CREATE, HEADER, HEADER_SIZE, REQUEST, attribute, attributes
 
 S = TypeVar("S")
@@ -49,8 +48,6 @@ KEY_TYPES = {4: nftsocket.DATA_TYPE_IPADDR, 16: nftsocket.DATA_TYPE_IP6ADDR}
 PAIR_TYPES = {4 + size: KEY_TYPES[4] << 6 | kind for size, kind in KEY_TYPES.items()}
 """`ipv4_addr . ipv4_addr` and `ipv4_addr . ipv6_addr`, by bytes."""
 
-_REGISTER, _NETWORK_HEADER = nftsocket.Regs.NFT_REG_1, 1
-
 START, END = b"\1", b"\0"
 """Last byte of an element's key, behind its address: whether an interval starts or ends there. END sorts first: where
 one ends and the next begins, both are at the same address."""
@@ -59,25 +56,21 @@ WHOLE = 0xFFFF_FFFF
 """Sequence number of what the kernel says about a transaction as a whole, and not about one of its requests."""
 
 
-def _as(layout: Any, **kinds: str) -> tuple[tuple[str, str], ...]:
+def as_kinds(layout: Any, **kinds: str) -> tuple[tuple[str, str], ...]:
+    """The attributes of a class of pyroute2's, some of them of other kinds: for the `nla_map` of an heir."""
     return tuple((name, kinds.get(name, kind)) for name, kind in layout.nla_map)
 
 
 class _Set(nftsocket.nft_set_msg):  # type: ignore[misc]
     """Flags as a number: pyroute2 passes over those it does not know."""
 
-    nla_map = _as(nftsocket.nft_set_msg, NFTA_SET_FLAGS="be32")
+    nla_map = as_kinds(nftsocket.nft_set_msg, NFTA_SET_FLAGS="be32")
 
 
 class _Rule(nftsocket.nft_rule_msg):  # type: ignore[misc]
     """Expressions and comment as bytes, to be compared."""
 
-    nla_map = _as(nftsocket.nft_rule_msg, NFTA_RULE_EXPRESSIONS="cdata", NFTA_RULE_USERDATA="cdata")
-
-
-class _Expressions(nftsocket.nfgen_msg, nftsocket.nft_contains_expr):  # type: ignore[misc]
-    prefix = ""
-    nla_map = (("UNSPEC", "none"), ("EXPRESSIONS", "*nft_expr"))
+    nla_map = as_kinds(nftsocket.nft_rule_msg, NFTA_RULE_EXPRESSIONS="cdata", NFTA_RULE_USERDATA="cdata")
 
 
 class _Object(nftsocket.nfgen_msg):  # type: ignore[misc]
@@ -184,87 +177,6 @@ read_rule = _reader(_Rule, SeenRule, ("handle", 0), ("userdata", b""), ("express
 
 read_counter = _reader(_Object, int, (("data", "NFTA_COUNTER_PACKETS"), 0))
 """Packets; of a NEWOBJECT message."""
-
-
-# -------------------------------------------------------------------------------------------------- expressions
-
-Expression = dict[str, Any]
-
-
-def as_bytes(expressions: Sequence[Expression]) -> bytes:
-    """A rule's expressions as the kernel holds them."""
-    return encode(_Expressions, 0, 0, {}, expressions=list(expressions))[HEADER_SIZE + 4 + ATTRIBUTE.size :]
-
-
-def _expression(name: str, **parts: Any) -> Expression:
-    return nested(NFTA_EXPR_NAME=name, NFTA_EXPR_DATA=nested(**parts))
-
-
-def _compare(operation: nftsocket.Cmp, value: bytes) -> Expression:
-    data = nested(NFTA_DATA_VALUE=value)
-    return _expression("cmp", NFTA_CMP_SREG=_REGISTER, NFTA_CMP_OP=operation, NFTA_CMP_DATA=data)
-
-
-def _load(key: nftsocket.Meta) -> Expression:
-    return _expression("meta", NFTA_META_KEY=key, NFTA_META_DREG=_REGISTER)
-
-
-def of_family(size: int) -> list[Expression]:
-    """`meta nfproto ipv4`, or ipv6."""
-    family = socket.AF_INET if size == 4 else socket.AF_INET6
-    return [_load(nftsocket.Meta.NFT_META_NFPROTO), _compare(nftsocket.Cmp.NFT_CMP_EQ, bytes([family]))]
-
-
-def address_in(size: int, name: str, *, destination: bool = False, inside: bool = True) -> list[Expression]:
-    """`ip saddr @set` and its like: `ip daddr`, or with `inside` False `ip saddr != @set`."""
-    offset = {4: (12, 16), 16: (8, 24)}[size][destination]
-    where = {"NFTA_PAYLOAD_BASE": _NETWORK_HEADER, "NFTA_PAYLOAD_OFFSET": offset, "NFTA_PAYLOAD_LEN": size}
-    payload = _expression("payload", NFTA_PAYLOAD_DREG=_REGISTER, **where)
-    inverted = () if inside else ("NFT_LOOKUP_F_INV",)
-    lookup = _expression("lookup", NFTA_LOOKUP_SET=name, NFTA_LOOKUP_SREG=_REGISTER, NFTA_LOOKUP_FLAGS=inverted)
-    return [payload, lookup]
-
-
-def not_out_of(device_prefix: str) -> list[Expression]:
-    """`oifname != "prefix*"`."""
-    return [_load(nftsocket.Meta.NFT_META_OIFNAME), _compare(nftsocket.Cmp.NFT_CMP_NEQ, device_prefix.encode())]
-
-
-def address_within(base: bytes, length: int, *, destination: bool = False) -> list[Expression]:
-    """`ip saddr CIDR`, or `ip daddr`; in a table of the address's family."""
-    size = len(base)
-    offset = {4: (12, 16), 16: (8, 24)}[size][destination]
-    where = {"NFTA_PAYLOAD_BASE": _NETWORK_HEADER, "NFTA_PAYLOAD_OFFSET": offset, "NFTA_PAYLOAD_LEN": size}
-    mask = ((1 << length) - 1 << 8 * size - length).to_bytes(size, "big")
-    registers = {"NFTA_BITWISE_SREG": _REGISTER, "NFTA_BITWISE_DREG": _REGISTER, "NFTA_BITWISE_LEN": size}
-    operands = {
-        "NFTA_BITWISE_MASK": nested(NFTA_DATA_VALUE=mask),
-        "NFTA_BITWISE_XOR": nested(NFTA_DATA_VALUE=bytes(size)),
-    }
-    payload = _expression("payload", NFTA_PAYLOAD_DREG=_REGISTER, **where)
-    masked = [_expression("bitwise", **registers, **operands)] if length < 8 * size else []
-    return [payload, *masked, _compare(nftsocket.Cmp.NFT_CMP_EQ, base)]
-
-
-def counter() -> list[Expression]:
-    """`counter`."""
-    return [_expression("counter", NFTA_COUNTER_BYTES=0, NFTA_COUNTER_PACKETS=0)]
-
-
-ACCEPT, JUMP = 1, -3
-"""NF_ACCEPT, NFT_JUMP."""
-
-
-def verdict(code: int, chain: str = "") -> list[Expression]:
-    """`accept`, or `jump chain`."""
-    said = {"NFTA_VERDICT_CODE": code, **({"NFTA_VERDICT_CHAIN": chain} if chain else {})}
-    data = nested(NFTA_DATA_VERDICT=nested(**said))
-    return [_expression("immediate", NFTA_IMMEDIATE_DREG=nftsocket.Regs.NFT_REG_VERDICT, NFTA_IMMEDIATE_DATA=data)]
-
-
-def masquerade() -> list[Expression]:
-    """`masquerade fully-random`: without it, two connections that start at once may be given the same port."""
-    return [_expression("masq", NFTA_MASQ_FLAGS=("NF_NAT_RANGE_PROTO_RANDOM_FULLY",))]
 
 
 # ---------------------------------------------------------------------------------------------------- elements

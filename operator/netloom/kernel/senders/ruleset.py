@@ -122,15 +122,19 @@ def _of_port(port: TunnelPort, *, checked: bool) -> list[SendersRule]:
     if not checked:
         return [SendersRule(PREROUTING, ours + e.is_udp() + e.untracked()), out]
     if vxlan:
-        return [SendersRule(PREROUTING, ours + e.go_to(ARRIVALS)), out]
+        return [SendersRule(PREROUTING, ours + e.verdict(e.GOTO, ARRIVALS)), out]
     bare = to + e.payload_is(_WORD, _GENEVE, _OPTIONS_TOO)
-    return [SendersRule(PREROUTING, bare + e.go_to(ARRIVALS)), SendersRule(PREROUTING, ours + e.go_to(OTHERS)), out]
+    return [
+        SendersRule(PREROUTING, bare + e.verdict(e.GOTO, ARRIVALS)),
+        SendersRule(PREROUTING, ours + e.verdict(e.GOTO, OTHERS)),
+        out,
+    ]
 
 
 def _of_senders(layout: Layout) -> list[SendersRule]:
     accept, drop, ipv4, ipv6 = e.verdict(e.ACCEPT), e.verdict(e.DROP), e.of_family(4), e.of_family(16)
     plain = e.is_plain_udp4()
-    inner = [(family, length, _mask(family, length)) for family, length in layout.lengths]
+    inner = [(family, length, e.netmask(family, length)) for family, length in layout.lengths]
     pairs, pods = (
         [
             e.payload_is(_INNER_PROTOCOL, _INNER_TYPE[family])
@@ -146,23 +150,18 @@ def _of_senders(layout: Layout) -> list[SendersRule]:
     ]
     return [
         *(SendersRule(ARRIVALS, plain + pair + e.untracked() + accept) for pair in pairs),
-        SendersRule(ARRIVALS, e.go_to(OTHERS)),
+        SendersRule(ARRIVALS, e.verdict(e.GOTO, OTHERS)),
         SendersRule(OTHERS, e.is_udp(other=True) + accept),
         SendersRule(OTHERS, e.on_its_way() + accept),
-        SendersRule(OTHERS, ipv4 + e.source_in(NODES) + e.go_to(MEMBERS)),
+        SendersRule(OTHERS, ipv4 + e.address_in(4, NODES) + e.verdict(e.GOTO, MEMBERS)),
         SendersRule(OTHERS, ipv4 + e.remember_source(4, f"{STRANGERS}4")),
         SendersRule(OTHERS, ipv6 + e.remember_source(16, f"{STRANGERS}6")),
         SendersRule(OTHERS, e.count(STRANGERS) + drop),
-        *(SendersRule(MEMBERS, what + e.go_to(FORGED)) for what in (*options, *pods)),
+        *(SendersRule(MEMBERS, what + e.verdict(e.GOTO, FORGED)) for what in (*options, *pods)),
         SendersRule(MEMBERS, e.untracked() + accept),
         SendersRule(FORGED, e.remember_source(4, FORGERS)),
         SendersRule(FORGED, e.count(FORGED) + drop),
     ]
-
-
-def _mask(family: int, length: int) -> bytes:
-    bits = family * 8
-    return ((1 << bits) - (1 << bits - length)).to_bytes(family, "big")
 
 
 class SeenSenders(msgspec.Struct, frozen=True):
