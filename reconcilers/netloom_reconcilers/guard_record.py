@@ -10,14 +10,22 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
+from msgspec.structs import replace
 from prometheus_client import Gauge
 
-from netloom.api.cilium import CONFIG_NAME, DAEMON_SETS
+from netloom.api.cilium import CONFIG_NAME
 from netloom.api.core import CONFIG_MAPS, ConfigMap
-from netloom.api.events import ObjectReference
-from netloom.api.problem import Problem
 from netloom.guard.cluster_state import CILIUM_MODE, NETLOOM_MODE, ClusterState
-from netloom.guard.record import bypasses, tampered, vanished, wanted
+from netloom.guard.record import (
+    MODE_BYPASSED,
+    NODES_VANISHED,
+    RECORD_TAMPERED,
+    LiveProblem,
+    bypasses,
+    tampered,
+    vanished,
+    wanted,
+)
 from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
 from netloom.runtime.events import EventRecorder
@@ -133,7 +141,7 @@ class GuardRecord:
             again = max(self._missed - self.clock(), 0.0) or None
             found += [*bypassed, *([gone] if gone and again is None else [])]
         # A further edit is told of, too, even if it is heard before what a guard wrote in between.
-        edit = {"RecordTampered": live.tampered_version}
+        edit = {RECORD_TAMPERED: live.tampered_version}
         told = {(each.object, each.reason, each.field, each.value, edit.get(each.reason, "")): each for each in found}
         for key in told.keys() - self._told:
             self._say(told[key])
@@ -142,26 +150,23 @@ class GuardRecord:
         self._told = frozenset(told)
         return again
 
-    def _say(self, problem: Problem) -> None:
+    def _say(self, problem: LiveProblem) -> None:
         write = log.warning if problem.severity == "warning" else log.error
         write(
             _LOGGED[problem.reason], object=problem.object, field=problem.field, value=problem.value, error=problem.text
         )
-        kind, _, place = problem.object.partition(" ")
-        namespace, _, name = place.partition("/")
-        api_version = CONFIG_MAPS.api_version if kind == CONFIG_MAPS.kind else DAEMON_SETS.api_version
-        store = self.config if name == CONFIG_NAME else self.record
-        config = store.get(place) if store is not None and kind == CONFIG_MAPS.kind else None
-        uid = config.metadata.uid if config else ""
-        reference = ObjectReference(api_version=api_version, kind=kind, name=name, namespace=namespace, uid=uid)
+        about = problem.about
+        stores = filter(None, (self.config, self.record)) if about.kind == CONFIG_MAPS.kind else ()
+        held = next(filter(None, (store.get(f"{about.namespace}/{about.name}") for store in stores)), None)
+        reference = replace(about, uid=held.metadata.uid) if held is not None else about
         value = f" {problem.value!r}" if problem.value else ""
         self.events.event(reference, "Warning", problem.reason, f"{problem.field}{value}: {problem.text}")
 
 
 _LOGGED = {
-    "ModeBypassed": "the guard was bypassed",
-    "CiliumNodesVanished": "CiliumNodes vanished",
-    "RecordTampered": "the record was edited",
+    MODE_BYPASSED: "the guard was bypassed",
+    NODES_VANISHED: "CiliumNodes vanished",
+    RECORD_TAMPERED: "the record was edited",
 }
 
 

@@ -3,11 +3,11 @@ what live objects show of somebody who got past the guard."""
 
 from collections.abc import Iterator
 
-from msgspec.structs import replace
-
-from netloom.api.cilium import AGENTS_NAME, CONFIG_NAME, OPERATOR_NAME, DaemonSet, spellings
-from netloom.api.problem import Problem
-from netloom.api.words import NODES_HOLD, in_use, some
+from netloom.api.cilium import AGENTS_NAME, CONFIG_NAME, DAEMON_SETS, OPERATOR_NAME, DaemonSet, spellings
+from netloom.api.core import CONFIG_MAPS
+from netloom.api.events import ObjectReference
+from netloom.api.problem import Problem, Severity
+from netloom.api.words import NODES_HOLD, SHOWN, in_use
 from netloom.guard import wording
 from netloom.guard.cilium import IPAM, migrates, modes_of, who_holds
 from netloom.guard.cilium_workload import overrides
@@ -20,6 +20,15 @@ from netloom.guard.cluster_state import (
     RECORD_NAME,
     ClusterState,
 )
+
+MODE_BYPASSED, NODES_VANISHED, RECORD_TAMPERED = "ModeBypassed", "CiliumNodesVanished", "RecordTampered"
+"""Reasons."""
+
+
+class LiveProblem(Problem, frozen=True):
+    """What is wrong with a live object; `about`: which that is, for an Event."""
+
+    about: ObjectReference = ObjectReference()
 
 
 def wanted(live: ClusterState) -> dict[str, str]:
@@ -45,13 +54,13 @@ def remembered(live: ClusterState) -> bool:
     return bool(live.recorded.get(CILIUM_MODE) and live.nodes and not live.cilium_seen)
 
 
-def bypasses(live: ClusterState, namespace: str) -> list[Problem]:
+def bypasses(live: ClusterState, namespace: str) -> list[LiveProblem]:
     """What has another mode follow than the one in force, or may have. namespace: of the record."""
     problem = bypassed(live, namespace)
     return [*([problem] if problem else []), *_overridden(live)]
 
 
-def vanished(live: ClusterState, namespace: str) -> Problem | None:
+def vanished(live: ClusterState, namespace: str) -> LiveProblem | None:
     """CiliumNodes that were taken from under their pods."""
     names = sorted(live.cilium_vanished)
     if names:
@@ -67,11 +76,11 @@ def vanished(live: ClusterState, namespace: str) -> Problem | None:
         "Restart Cilium's agents, which make their CiliumNodes anew; a Node that is removed counts no more. If no pod "
         f"has addresses of that mode any more, {_forget(namespace)}"
     )
-    name = f"ConfigMap {live.cilium_namespace}/{CONFIG_NAME}"
-    return Problem(name, f"data.{IPAM}", "", "CiliumNodesVanished", message, way_out, "warning")
+    about = _config_map(live.cilium_namespace, CONFIG_NAME)
+    return _problem(about, f"data.{IPAM}", "", NODES_VANISHED, message, way_out, "warning")
 
 
-def tampered(live: ClusterState, namespace: str) -> Problem | None:
+def tampered(live: ClusterState, namespace: str) -> LiveProblem | None:
     """Somebody else wrote into the record."""
     if not live.tampered:
         return None
@@ -80,22 +89,22 @@ def tampered(live: ClusterState, namespace: str) -> Problem | None:
     )
     way_out = f"If a change of the mode was meant and made, {_forget(namespace)}"
     field = ", ".join(f"data.{key}" for key in live.tampered)
-    return Problem(f"ConfigMap {namespace}/{RECORD_NAME}", field, "", "RecordTampered", message, way_out)
+    return _problem(_config_map(namespace, RECORD_NAME), field, "", RECORD_TAMPERED, message, way_out)
 
 
-def _overridden(live: ClusterState) -> Iterator[Problem]:
+def _overridden(live: ClusterState) -> Iterator[LiveProblem]:
     mode = live.recorded.get(CILIUM_MODE, "")
     for kind, workload in sorted(live.cilium_workloads.items() if mode else ()):
         found = overrides(workload.spec.template.spec, live.cilium_namespace, mode)
         if found:
             name = AGENTS_NAME if isinstance(workload, DaemonSet) else OPERATOR_NAME
             said = {"in_use": who_holds(live), "mode": mode}
-            text, value = f"{kind} {live.cilium_namespace}/{name}", "; ".join(found)
-            problem = wording.CILIUM_OVERRIDE.problem(text, "spec.template", value, **said)
-            yield replace(problem, reason="ModeBypassed")
+            about = ObjectReference(DAEMON_SETS.api_version, kind, name, live.cilium_namespace)
+            seen = wording.CILIUM_OVERRIDE.problem("", "spec.template", "; ".join(found), **said)
+            yield _problem(about, seen.field, seen.value, MODE_BYPASSED, seen.message, seen.way_out, seen.severity)
 
 
-def bypassed(live: ClusterState, namespace: str) -> Problem | None:
+def bypassed(live: ClusterState, namespace: str) -> LiveProblem | None:
     """Cilium's configuration asks for another mode than the one that is recorded while nodes hold addresses of it."""
     recorded = live.recorded.get(CILIUM_MODE, "")
     if not recorded or not (live.cilium_held.count or remembered(live)) or live.cilium_data is None:
@@ -109,9 +118,26 @@ def bypassed(live: ClusterState, namespace: str) -> Problem | None:
         f"{recorded}, and what restarts in mode {mode} takes the network from their pods."
     )
     way_out = f"Set it back to {recorded} before Cilium restarts; if the change is meant, {_forget(namespace)}"
-    name = f"ConfigMap {live.cilium_namespace}/{CONFIG_NAME}"
+    about = _config_map(live.cilium_namespace, CONFIG_NAME)
     key = next((each for each in spellings(live.cilium_data, IPAM) if live.cilium_data[each].strip() != recorded), IPAM)
-    return Problem(name, f"data.{key}", live.cilium_data.get(key, ""), "ModeBypassed", message, way_out)
+    return _problem(about, f"data.{key}", live.cilium_data.get(key, ""), MODE_BYPASSED, message, way_out)
+
+
+def _config_map(namespace: str, name: str) -> ObjectReference:
+    return ObjectReference(CONFIG_MAPS.api_version, CONFIG_MAPS.kind, name, namespace)
+
+
+def _problem(
+    about: ObjectReference,
+    field: str,
+    value: str,
+    reason: str,
+    message: str,
+    way_out: str,
+    severity: Severity = "error",
+) -> LiveProblem:
+    name = f"{about.kind} {about.namespace}/{about.name}"
+    return LiveProblem(name, field, value, reason, message, way_out, severity, about)
 
 
 def _forget(namespace: str) -> str:
