@@ -87,6 +87,11 @@ class Cidr(msgspec.Struct, frozen=True, order=True, gc=False):
         """The lowest address."""
         return self.base.to_bytes(4 if self.version == 4 else 16, "big")
 
+    @property
+    def packed_last(self) -> Address:
+        """The highest address."""
+        return self.last.to_bytes(4 if self.version == 4 else 16, "big")
+
     def __str__(self) -> str:
         return f"{format_address(self.packed)}/{self.length}"
 
@@ -101,10 +106,19 @@ class Cidr(msgspec.Struct, frozen=True, order=True, gc=False):
         """Whether every address of `other` lies in this one."""
         return self.length <= other.length and self.overlaps(other)
 
+    def holds(self, address: Address) -> bool:
+        """Whether it is one of its addresses."""
+        return self.contains(Cidr.of(address))
+
     def supernet(self, length: int) -> "Cidr":
         """The CIDR of prefix `length` (not longer than this one's) that holds this one."""
         shift = WIDTH[self.version] - length
         return Cidr(self.version, self.base >> shift << shift, length)
+
+
+def version_of(address: Address) -> Version:
+    """By its length."""
+    return 4 if len(address) == 4 else 6
 
 
 def parse_address(text: str) -> Address:

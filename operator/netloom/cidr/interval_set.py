@@ -11,12 +11,12 @@ To make such a set of a few CIDRs costs more (8 us) than all that a decision of 
 a question and goes after it is a `FrozenIntervalSet` (1 us).
 """
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 
 from sortedcontainers import SortedList
 
-from netloom.cidr import VERSIONS, WIDTH, Cidr, Version
+from netloom.cidr import VERSIONS, WIDTH, Address, Cidr, Version
 
 
 class FrozenIntervalSet:
@@ -135,6 +135,11 @@ def outermost(cidrs: Iterable[Cidr]) -> Iterator[Cidr]:
         if last is None or not last.contains(cidr):
             last = cidr
             yield cidr
+
+
+def span(addresses: Sequence[Address], cidr: Cidr) -> tuple[int, int]:
+    """Where among addresses of its family, in order, those of a CIDR start and end."""
+    return bisect_left(addresses, cidr.packed), bisect_right(addresses, cidr.packed_last)
 
 
 def highest(cidr: Cidr) -> Cidr:

@@ -19,8 +19,7 @@ from netloom.api.v1alpha1 import (
     NetloomPrefilter,
     NodeFilter,
 )
-from netloom.api.words import some
-from netloom.cidr import Address, CidrError, Version, addresses_in, parse_address
+from netloom.cidr import Address, CidrError, addresses_in, parse_address, version_of
 from netloom.cli.prefilter_places import Extent, FilterPlace, meant, places
 from netloom.cli.status_text import aligned, safe
 from netloom.prefilter.lists import ParsedList, parse_list
@@ -265,7 +264,7 @@ def _filter(prefilter: NetloomPrefilter, lists: Lists, address: Address) -> Filt
     for allow, references in ((False, spec.deny_from_config_maps), (True, spec.allow_from_config_maps)):
         for reference in references:
             found |= {(allow, key): each for key, each in lists.get(reference, {}).items()}
-    version: Version = 4 if len(address) == 4 else 6
+    version = version_of(address)
     empty = parse_list("")
     kept = {}
     for key, each in found.items():
@@ -276,7 +275,7 @@ def _filter(prefilter: NetloomPrefilter, lists: Lists, address: Address) -> Filt
 
 
 def _verdict(address: Address, filters: Sequence[Filter], lifelines: Sequence[Lifeline]) -> AddressVerdict:
-    version: Version = 4 if len(address) == 4 else 6
+    version = version_of(address)
     rules = NodeRules()
     rules.update(filters, lifelines)
     held = [each for share in rules.shares.values() for each in share.withheld]

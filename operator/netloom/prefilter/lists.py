@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
-from netloom.cidr import WIDTH, Cidr, CidrError, MappedAddressError, Version, parse_address
+from netloom.cidr import WIDTH, Cidr, CidrError, MappedAddressError, Version, parse_address, version_of
 from netloom.cidr import split as split_cidr
 from netloom.prefilter.records import SIZES, Records, masked, record, record_of
 
@@ -182,7 +182,7 @@ def _range(text: str) -> Iterator[Cidr]:
     start, end = _strict(parse_address, first), _strict(parse_address, last)
     if len(start) != len(end) or start > end:
         raise CidrError("is a range that ends before it begins, or in another family")
-    version: Version = 4 if len(start) == 4 else 6
+    version = version_of(start)
     at, behind = int.from_bytes(start, "big"), int.from_bytes(end, "big") + 1
     while at < behind:
         size = min(at & -at or 1 << WIDTH[version], 1 << (behind - at).bit_length() - 1)

@@ -11,7 +11,8 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from netloom.cidr import WIDTH, Address, Cidr, Version
+from netloom.cidr import WIDTH, Address, Cidr, Version, format_address
+from netloom.cidr.interval_set import highest
 from netloom.prefilter.lookup import holding
 from netloom.prefilter.merged import Merged
 from netloom.prefilter.records import cidr_of, record
@@ -92,7 +93,7 @@ class WithheldEntries:
 
     def _near(self, entry: Cidr) -> Iterable[Cidr]:
         """Lifelines within an entry, and those that hold it: of the latter there are few lengths."""
-        last = Cidr(entry.version, entry.last, WIDTH[entry.version])
+        last = highest(entry)
         at = bisect_left(self._sorted, Cidr(entry.version, entry.base, 0))
         while at < len(self._sorted) and self._sorted[at] <= last:
             yield self._sorted[at]
@@ -106,7 +107,7 @@ class WithheldEntries:
                 break
             yield WithheldEntry(found, value & SLOT, f"it holds {_named(lifeline)}")
         if lifeline.inside:
-            behind = cidr.last.to_bytes(WIDTH[cidr.version] // 8, "big") + b"\xff"  # no prefix length is so long
+            behind = cidr.packed_last + b"\xff"  # no prefix length is so long
             for at in range(bisect_left(merged.records, record(cidr)), bisect_left(merged.records, behind)):
                 if self._is_to_be_withheld(value := merged.value_at(at)):
                     yield WithheldEntry(merged.records[at], value & SLOT, f"it is of {_named(lifeline)}")
@@ -123,8 +124,7 @@ class WithheldEntries:
 
 def _named(lifeline: Lifeline) -> str:
     cidr = lifeline.cidr
-    text = str(cidr)
-    return f"{text.partition('/')[0] if cidr.length == WIDTH[cidr.version] else text}, {lifeline.what}"
+    return f"{format_address(cidr.packed) if cidr.length == WIDTH[cidr.version] else cidr}, {lifeline.what}"
 
 
 def lifelines_of(

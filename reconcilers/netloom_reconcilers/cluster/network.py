@@ -208,7 +208,7 @@ class NetworkReconciler(Member):
                 continue
             for number, each in enumerate(node.status.addresses):
                 usable = each.type == "InternalIP" and is_usable(each.address)
-                if usable and block.contains(Cidr.of(parse_address(each.address))):
+                if usable and block.holds(parse_address(each.address)):
                     yield in_pod_cidr(node, number, block), name
 
     def _measure(self, problems: Iterable[Problem]) -> None:

@@ -16,7 +16,7 @@ import structlog
 from prometheus_client.core import Metric
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode
-from netloom.cidr import Address
+from netloom.cidr import Address, version_of
 from netloom.kernel.probe.examination import Examination, ProbeTiming, Target
 from netloom.kernel.probe.keeper import Egress, ProbeKeeper
 from netloom.kernel.probe.part import ProbeNode
@@ -253,7 +253,7 @@ class ProbeFeature(KernelFeature):
 
     async def _examined(self, target: Target, way: Egress, *, whole: bool) -> Finding:
         self.prober.mtu = way.mtu or self.prober.mtu
-        key = (target.name, 4 if len(target.address) == 4 else 6)
+        key = (target.name, version_of(target.address))
         began = time.monotonic()
         since = self._since.get(key)
         examination = Examination(self.prober, by_nodes(target, way), way, self._timing, since=since)
@@ -291,7 +291,7 @@ class ProbeFeature(KernelFeature):
         """By the node's own loop: a single node has pods on it that talk through it, too. Returns what was seen."""
         seen: set[Key] = set()
         for address in self.prober.addresses if self.prober.descriptor is not None else ():
-            size, family = len(address), 4 if len(address) == 4 else 6
+            size, family = len(address), version_of(address)
             key = (self._node_name, family)
             seen.add(key)
             for _ in range(self._timing.tries):

@@ -12,13 +12,13 @@ What leads into a VPN (WireGuard, a program behind a tun device) is let through 
 packets are mostly not; it counts where nothing else leads to the peer.
 """
 
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Collection, Container, Mapping, Sequence
 
 import msgspec
 
-from netloom.cidr import Address
+from netloom.cidr import Address, Cidr
+from netloom.cidr.interval_set import span
 
 
 class FibResult(msgspec.Struct, frozen=True, gc=False):
@@ -146,11 +146,8 @@ class FibLookups:
             self._sorted = {4: [], 16: []}
             for address in sorted(self._wanted):
                 self._sorted[len(address)].append(address)
-        size = len(destination)
-        last = int.from_bytes(destination, "big") | ((1 << (size * 8 - length)) - 1)
-        addresses = self._sorted[size]
-        start = bisect_left(addresses, destination)
-        end = bisect_right(addresses, last.to_bytes(size, "big"))
+        addresses = self._sorted[len(destination)]
+        start, end = span(addresses, Cidr.of(destination, length))
         self.due.update(addresses[start:end])
 
     def rules_changed(self) -> None:

@@ -115,7 +115,7 @@ class Holes:
             return
         wide = (*self._rules.own, *self._rules.cluster)
         self._due = bool(self._former or self.unrouted) or any(
-            prefix.contains(Cidr.of(each)) for each in addresses for prefix in wide
+            prefix.holds(each) for each in addresses for prefix in wide
         )
 
     def look_again(self) -> None:

@@ -21,7 +21,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import msgspec
 
-from netloom.cidr import WIDTH, Address, Cidr, Version, format_address
+from netloom.cidr import WIDTH, Address, Cidr, Version, format_address, version_of
+from netloom.cidr.interval_set import span
 
 WIDEST: dict[Version, int] = {4: 8, 6: 16}
 """Prefix lengths below these are those of a default route, or of a part of one (0.0.0.0/1, 2000::/3)."""
@@ -31,8 +32,6 @@ NEAR: dict[Version, int] = {4: 16, 6: 32}
 _FEW = 32
 _LINK_LOCAL = (Cidr.parse("169.254.0.0/16"), Cidr.parse("fe80::/10"))
 _MULTICAST = (Cidr.parse("224.0.0.0/4"), Cidr.parse("ff00::/8"))
-
-_VERSION: dict[int, Version] = {4: 4, 16: 6}
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -73,7 +72,7 @@ class NodeNetwork(msgspec.Struct, frozen=True):
 
     def devices_of_pods(self) -> set[int]:
         """ifindexes of the devices that lead to own pods: they have an address of theirs, and none of the node's."""
-        found = {index for index, address in self.addresses if any(_holds(cidr, address) for cidr in self.cidrs)}
+        found = {index for index, address in self.addresses if any(cidr.holds(address) for cidr in self.cidrs)}
         return found - {index for index, address in self.addresses if address in self.claimed}
 
 
@@ -148,7 +147,7 @@ class Lifelines:
             self._come_near(network)
         self._sorted_points = {4: [], 6: []}
         for address in sorted(self._points):
-            self._sorted_points[_VERSION[len(address)]].append(address)
+            self._sorted_points[version_of(address)].append(address)
             self._come_near(Cidr.of(address))
         networks, direct, points, local = before
         changed = networks.keys() ^ self._networks.keys() | direct ^ self._direct
@@ -162,7 +161,7 @@ class Lifelines:
                 continue
             if gateway:
                 # A route by a gateway inside itself (as flannel's to another node's pods) is nothing to live by.
-                foreign = route.wide or not _holds(destination, gateway)
+                foreign = route.wide or not destination.holds(gateway)
                 if foreign and ifindex not in pods and not is_link_local(Cidr.of(gateway)):
                     self._points.setdefault(gateway, "a gateway of this node")
             elif not route.wide:
@@ -176,7 +175,7 @@ class Lifelines:
 
     def remove_node(self, address: Address) -> None:
         """One less."""
-        self._nodes[_VERSION[len(address)]].remove(address)
+        self._nodes[version_of(address)].remove(address)
 
     def network_in(self, prefix: Cidr) -> str:
         """A network of the node's own inside the prefix, as the end of a sentence; empty if there is none. A route to
@@ -202,14 +201,14 @@ class Lifelines:
             return ""
         if address in self._points:
             return self._points[address]
-        nodes = self._nodes[_VERSION[len(address)]].sorted()
+        nodes = self._nodes[version_of(address)].sorted()
         at = bisect_left(nodes, address)
         name = whose(address) if at < len(nodes) and nodes[at] == address else ""
         return f"the address of {name}" if name else ""
 
     def takes_along(self, prefix: Cidr, address: Address) -> bool:
         """Whether a route to the prefix would take this address along."""
-        return _holds(prefix, address) and self._shelter(address, prefix) is None
+        return prefix.holds(address) and self._shelter(address, prefix) is None
 
     @property
     def near(self) -> Mapping[Version, Collection[int]]:
@@ -239,7 +238,7 @@ class Lifelines:
 
     def _taken_along(self, addresses: Sequence[Address], prefix: Cidr) -> Iterator[Address]:
         """Of these addresses (in order), those that a route to the prefix would take along."""
-        at, end = bisect_left(addresses, prefix.packed), bisect_right(addresses, _last(prefix))
+        at, end = span(addresses, prefix)
         while at < end:
             address = addresses[at]
             inner = self._shelter(address, prefix)
@@ -247,7 +246,7 @@ class Lifelines:
                 yield address
                 at += 1
             else:  # all that it holds is safe
-                at = max(at + 1, bisect_right(addresses, _last(inner), at, end))
+                at = max(at + 1, bisect_right(addresses, inner.packed_last, at, end))
 
     def _shelter(self, address: Address, prefix: Cidr) -> Cidr | None:
         """What leads to an address though a route to the prefix around it is made."""
@@ -267,14 +266,6 @@ class Lifelines:
             self._near[version] = self._nodes[version].near = _All()
         else:
             self._near[version].add(prefix.base >> (WIDTH[version] - near))
-
-
-def _holds(prefix: Cidr, address: Address) -> bool:
-    return prefix.contains(Cidr.of(address))
-
-
-def _last(prefix: Cidr) -> Address:
-    return prefix.last.to_bytes(WIDTH[prefix.version] // 8, "big")
 
 
 def is_link_local(prefix: Cidr) -> bool:

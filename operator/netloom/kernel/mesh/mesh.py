@@ -355,7 +355,7 @@ class Mesh:
             return False
         if self.withheld.is_harmful(key, nexthop.remote):
             return False
-        mine = any(key.contains(Cidr.of(address)) for address in own)
+        mine = any(key.holds(address) for address in own)
         return not mine and not any(wider in holders for wider in self.claims.and_wider(key))
 
 

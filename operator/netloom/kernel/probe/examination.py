@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from netloom.cidr import Address
+from netloom.cidr import Address, version_of
 from netloom.kernel.probe import underlay
 from netloom.kernel.probe.keeper import Egress
 from netloom.kernel.probe.message import FORWARDS, NO_DEVICE, SEEN, ProbeMessage
@@ -74,7 +74,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def family(self) -> int:
         """IP version."""
-        return 4 if len(self.target.address) == 4 else 6
+        return version_of(self.target.address)
 
 
 class Examination:

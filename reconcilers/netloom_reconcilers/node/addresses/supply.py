@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from netloom.api.holdings import addresses, blocks
 from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode, PoolAddress
-from netloom.cidr import VERSIONS, Address, Cidr, CidrError, Version, parse_address
+from netloom.cidr import VERSIONS, Address, Cidr, CidrError, Version, parse_address, version_of
 from netloom.ipam.address_stock import Supply
 
 Pool = Callable[[str], NetloomIPPool | None]
@@ -58,7 +58,7 @@ def versions_of(
         found: Set[Version] = {version for version in VERSIONS if said[version]}
         return frozenset(found or {cidr.version for cidr in supply.blocks.get(pool, ())})
     held = {cidr.version for cidr in supply.blocks.get(pool, ())}
-    held |= {4 if len(each) == 4 else 6 for each in supply.singles}
+    held |= {version_of(each) for each in supply.singles}
     if network is not None and (network.status.ipam.mode or network.spec.ipam.mode) == "cluster-pool":
         lists = network.spec.ipam.cluster_pool
         held |= {4} if lists.ipv4_pod_cidr_list else set()

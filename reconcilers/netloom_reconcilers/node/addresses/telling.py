@@ -56,7 +56,7 @@ def orphans(node: str, allocator: NodeAllocator, kept: Collection[Cidr]) -> Iter
     found = {
         address: owner
         for address, owner in allocator.orphans().items()
-        if not any(cidr.contains(Cidr.of(address)) for cidr in kept)
+        if not any(cidr.holds(address) for cidr in kept)
     }
     if found:
         named = [f"{format_address(address)} of {owner.name}" for address, owner in sorted(found.items())]

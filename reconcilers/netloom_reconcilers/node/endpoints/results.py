@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from netloom.cidr import Address, format_address
+from netloom.cidr import format_address, version_of
 from netloom.kernel.endpoints.endpoint import GATEWAY, Endpoint, Wired
 from netloom.kernel.mac import format_mac
 
@@ -85,7 +85,7 @@ def made(endpoint: Endpoint, wired: Wired, dns: Dns, before: Result | None = Non
         Interface(wired.device, format_mac(wired.host_mac), wired.mtu),
         Interface(endpoint.interface, format_mac(wired.pod_mac), wired.mtu, endpoint.netns),
     )
-    gateways = {len(address): format_address(GATEWAY[_version(address)]) for address in endpoint.addresses}
+    gateways = {len(address): format_address(GATEWAY[version_of(address)]) for address in endpoint.addresses}
     ips = (
         Ip(f"{format_address(address)}/{8 * len(address)}", gateways[len(address)], pod_end)
         for address in endpoint.addresses
@@ -100,10 +100,6 @@ def made(endpoint: Endpoint, wired: Wired, dns: Dns, before: Result | None = Non
 
 
 _DEFAULT = {4: "0.0.0.0/0", 16: "::/0"}
-
-
-def _version(address: Address) -> int:
-    return 4 if len(address) == 4 else 6
 
 
 def encode(result: Result, version: str) -> bytes:

@@ -133,7 +133,7 @@ class PoolReconciler:
         first and last one as well, these may be taken. From then on they are not given, which the allocator is told
         by who provides."""
         firsts = {each.version: each for each in reversed(blocks)}.values()
-        ends = [(each.packed, each.last.to_bytes(len(each.packed), "big")) for each in firsts]
+        ends = [(each.packed, each.packed_last) for each in firsts]
         return all(first in self.allocator.stock.supply.taken for first, _ in ends) and not any(
             self.allocator.user(each) for pair in ends for each in pair
         )

@@ -95,7 +95,7 @@ def missing(
         holding = allocator.holding(owner)
         used[address] = owner.name, holding.pool if holding is not None else ""
     for cidr, what in kept.items():
-        if what and not any(cidr.contains(Cidr.of(each)) for each in used):
+        if what and not any(cidr.holds(each) for each in used):
             used[cidr.packed] = what, ""
     lacking: dict[Cidr, str] = {}
     placeless: list[str] = []

@@ -45,7 +45,7 @@ def machine_of(around: NodeNetwork, known_by: Collection[Address]) -> Machine:
 
 def _is_loopback(address: Address) -> bool:
     """No packet from there comes by a device. (Loopback may have others, as routing daemons put them there.)"""
-    return any(each.contains(Cidr.of(address)) for each in _LOOPBACK)
+    return any(each.holds(address) for each in _LOOPBACK)
 
 
 def devices_of(patterns: Sequence[str], machine: Machine) -> tuple[str, ...]:

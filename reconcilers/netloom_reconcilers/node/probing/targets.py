@@ -14,7 +14,7 @@ def addresses_of(node: NetloomNode) -> dict[int, Address]:
     """The addresses that stand for a pod of the node, by their length: the last of its first CIDR of each family. An
     IPv4 CIDR of fewer than four addresses has none to spare; in IPv6 IPAMs give pods the last one, too, so only of a
     CIDR that they hardly go through to its end."""
-    lasts = {size: cidr.last.to_bytes(size, "big") for size, cidr in _first_cidrs(node).items() if _has_room(cidr)}
+    lasts = {size: cidr.packed_last for size, cidr in _first_cidrs(node).items() if _has_room(cidr)}
     return dict(sorted(lasts.items()))
 
 
