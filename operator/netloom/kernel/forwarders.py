@@ -5,8 +5,6 @@ counts: two devices between which packets may pass, or somebody's translation of
 packet may leave by the only device there is).
 """
 
-import socket
-import struct
 from pathlib import Path
 
 import structlog
@@ -19,7 +17,7 @@ from netloom.kernel.netlink.links import Link, read_link
 from netloom.kernel.netlink.messages import LinkMessage, encode
 from netloom.kernel.netlink.nftables_socket import NftablesSocket
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
-from netloom.kernel.netlink.wire import HEADER, HEADER_SIZE, REQUEST, RTM_GETLINK, attributes
+from netloom.kernel.netlink.wire import RTM_GETLINK, attributes, text
 from netloom.kernel.ownership import DEVICE_PREFIX
 from netloom.kernel.sysctl import SysctlRecord
 
@@ -29,7 +27,6 @@ _LEGACY = Path("/proc/thread-self/net/ip_tables_names"), Path("/proc/thread-self
 _SINKS = frozenset(("dummy", "ifb"))
 _ONE_OF_MANY = frozenset(("bond", "team"))
 _NAMED = 3
-_NFGEN = struct.Struct("=BBH")
 _TABLE, _USED, _TYPE = 1, 6, 7
 
 
@@ -98,16 +95,14 @@ def translations() -> str:
 
 def _foreign_nat_tables() -> list[str]:
     def read(buffer: bytes, start: int, end: int) -> str | None:
-        found = attributes(buffer, start + _NFGEN.size, end)
-        name = found[_TABLE].rstrip(b"\0").decode(errors="replace")
+        found = attributes(buffer, start + 4, end)
+        name = text(found[_TABLE])
         if found.get(_TYPE) != b"nat\0" or not int.from_bytes(found.get(_USED, b""), "big"):
             return None
         return None if name == "netloom" or name.startswith("netloom-") else name
 
-    kind = nftables.SUBSYSTEM | nftables.GETCHAIN
-    request = HEADER.pack(HEADER_SIZE + _NFGEN.size, kind, REQUEST, 0, 0) + _NFGEN.pack(socket.AF_UNSPEC, 0, 0)
     commands = NftablesSocket()
     try:
-        return sorted({name for name in read_all(commands, request, read) if name})
+        return sorted({name for name in read_all(commands, nftables.request(nftables.GETCHAIN, 0), read) if name})
     finally:
         commands.close()

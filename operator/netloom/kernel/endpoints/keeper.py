@@ -25,7 +25,6 @@ from netloom.kernel.endpoints.plan import planned_changes
 from netloom.kernel.endpoints.reader import found_endpoints, read_everything
 from netloom.kernel.endpoints.readiness import READY_SECONDS, still_lacking
 from netloom.kernel.endpoints.reaping import delete_ends
-from netloom.kernel.endpoints.row_messages import numbered
 from netloom.kernel.endpoints.wiring import Made, Wiring
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
@@ -36,6 +35,7 @@ from netloom.kernel.keeper.table_writer import ALREADY_GONE
 from netloom.kernel.keeper.thread import KernelThread
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, KernelRefusal
+from netloom.kernel.netlink.wire import numbered
 
 log = structlog.get_logger(__name__)
 

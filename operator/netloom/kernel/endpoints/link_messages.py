@@ -6,7 +6,6 @@ and 20 us.
 """
 
 import socket
-import struct
 import sys
 from collections.abc import Mapping
 
@@ -16,9 +15,8 @@ from netloom.kernel.endpoints.endpoint import Endpoint
 from netloom.kernel.mac import Mac
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import IFF_NOARP, IFF_UP
-from netloom.kernel.netlink.wire import attribute, attributes
+from netloom.kernel.netlink.wire import attribute, attributes, number, text
 
-_LINK = struct.Struct("=BxHiII")  # family, type, ifindex, flags, change
 _NESTED = 0x8000
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_IFALIAS = 1, 3, 4, 10, 18, 20
 _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 26, 27, 28, 29
@@ -75,10 +73,10 @@ class End(msgspec.Struct, frozen=True):
 
 def read_end(buffer: bytes, start: int, end: int) -> End | None:
     """An RTM_NEWLINK or RTM_DELLINK, or None if it is a bridge port's."""
-    family, _type, ifindex, flags, _change = _LINK.unpack_from(buffer, start)
+    family, _type, ifindex, flags, _change = wire.LINK.unpack_from(buffer, start)
     if family != socket.AF_UNSPEC:
         return None
-    found = attributes(buffer, start + _LINK.size, end)
+    found = attributes(buffer, start + wire.LINK.size, end)
     info = found.get(_IFLA_LINKINFO, b"")
     families = _within(found.get(_IFLA_AF_SPEC, b""))
     four = _within(families.get(socket.AF_INET, b"")).get(_INET_CONF, b"")
@@ -86,38 +84,30 @@ def read_end(buffer: bytes, start: int, end: int) -> End | None:
     switches6 = six.get(_INET6_CONF, b"")
     mode = six.get(_INET6_ADDR_GEN_MODE)
     return End(
-        name=_text(found.get(_IFLA_IFNAME, b"")),
+        name=text(found.get(_IFLA_IFNAME, b"")),
         ifindex=ifindex,
-        kind=_text(_within(info).get(_INFO_KIND, b"")),
+        kind=text(_within(info).get(_INFO_KIND, b"")),
         up=bool(flags & IFF_UP),
-        mtu=_number(found.get(_IFLA_MTU, b"")),
+        mtu=number(found.get(_IFLA_MTU, b"")),
         mac=found.get(_IFLA_ADDRESS, b""),
-        alias=_text(found.get(_IFLA_IFALIAS, b"")),
-        master=_number(found.get(_IFLA_MASTER, b"")),
+        alias=text(found.get(_IFLA_IFALIAS, b"")),
+        master=number(found.get(_IFLA_MASTER, b"")),
         no_arp=bool(flags & IFF_NOARP),
         generates_addresses=mode is not None and mode[0] != _GENERATE_NO_ADDRESS,
-        switches=tuple(_number(four[4 * (kind - 1) : 4 * kind]) for kind in SWITCHES),
-        accept_ra=_number(switches6[4 * _ACCEPT_RA : 4 * _ACCEPT_RA + 4]) if switches6 else None,
-        disable_ipv6=_number(switches6[4 * _DISABLE_IPV6 : 4 * _DISABLE_IPV6 + 4]) if switches6 else None,
+        switches=tuple(number(four[4 * (kind - 1) : 4 * kind]) for kind in SWITCHES),
+        accept_ra=number(switches6[4 * _ACCEPT_RA : 4 * _ACCEPT_RA + 4]) if switches6 else None,
+        disable_ipv6=number(switches6[4 * _DISABLE_IPV6 : 4 * _DISABLE_IPV6 + 4]) if switches6 else None,
     )
 
 
 def read_operational(buffer: bytes, start: int, end: int) -> bool:
     """Whether a link can send: the kernel has given it its queue, which it does some time after there is a carrier."""
-    state = attributes(buffer, start + _LINK.size, end, _IFLA_OPERSTATE).get(_IFLA_OPERSTATE, b"\0")
+    state = attributes(buffer, start + wire.LINK.size, end, _IFLA_OPERSTATE).get(_IFLA_OPERSTATE, b"\0")
     return state[0] == _OPERATIONAL
 
 
 def _within(value: bytes) -> dict[int, bytes]:
     return attributes(value, 0, len(value))
-
-
-def _text(value: bytes) -> str:
-    return value.rstrip(b"\0").decode(errors="replace")
-
-
-def _number(value: bytes) -> int:
-    return int.from_bytes(value, sys.byteorder)
 
 
 # ---------------------------------------------------------------------------------------------- to the kernel
@@ -127,7 +117,7 @@ def create_pair(endpoint: Endpoint, netns: int) -> bytes:
     """Both ends, the pod's straight in its network namespace. Up they are later: an end would make itself a link-local
     address first, and the kernel opens none before both are there."""
     mtu = _u32(_IFLA_MTU, endpoint.mtu) if endpoint.mtu else b""
-    peer = _LINK.pack(0, 0, 0, 0, 0) + b"".join(
+    peer = wire.LINK.pack(0, 0, 0, 0, 0) + b"".join(
         (
             attribute(_IFLA_IFNAME, endpoint.interface.encode() + b"\0"),
             attribute(_IFLA_ADDRESS, endpoint.pod_mac),
@@ -213,5 +203,5 @@ def _u32(kind: int, value: int) -> bytes:
 
 
 def _request(kind: int, flags: int, ifindex: int, rest: bytes, change: int = 0) -> bytes:
-    body = _LINK.pack(0, 0, ifindex, change, change) + rest
+    body = wire.LINK.pack(0, 0, ifindex, change, change) + rest
     return wire.HEADER.pack(wire.HEADER_SIZE + len(body), kind, flags | wire.REQUEST, 0, 0) + body

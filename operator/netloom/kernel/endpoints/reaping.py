@@ -8,9 +8,9 @@ import os
 from collections.abc import Sequence
 
 from netloom.kernel.endpoints import link_messages
-from netloom.kernel.endpoints.row_messages import numbered
 from netloom.kernel.keeper.table_writer import ALREADY_GONE
 from netloom.kernel.netlink.sockets import BATCH, CommandSocket, KernelRefusal
+from netloom.kernel.netlink.wire import numbered
 
 
 def delete_ends(commands: CommandSocket, names: Sequence[str]) -> dict[str, KernelRefusal]:

@@ -5,7 +5,6 @@ Encoded once by pyroute2's classes, as templates, and then filled in; taken apar
 
 import contextlib
 import socket
-import struct
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,24 +12,41 @@ from typing import Any
 
 import msgspec
 
-from netloom.cidr import Address, Cidr
+from netloom.cidr import Address, Cidr, version_of
 from netloom.kernel.endpoints.endpoint import GATEWAY
 from netloom.kernel.mac import Mac
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import delete_address, device_name
-from netloom.kernel.netlink.messages import AddressMessage, NeighbourMessage, RouteMessage, encode
+from netloom.kernel.netlink.messages import AddressMessage, NeighbourMessage, RouteMessage, decode, encode
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.netlink.template import marker, message_template
 from netloom.kernel.netlink.wire import (
+    FAMILIES,
+    NDA_DST,
+    NDA_LLADDR,
+    NEIGHBOUR,
     NTF_PROXY,
     NUD_PERMANENT,
     ROUTE,
+    RT_SCOPE_LINK,
+    RT_SCOPE_NOWHERE,
+    RT_SCOPE_UNIVERSE,
+    RTA_CACHEINFO,
     RTA_DST,
+    RTA_ENCAP,
+    RTA_GATEWAY,
+    RTA_METRICS,
+    RTA_MULTIPATH,
+    RTA_NH_ID,
+    RTA_OIF,
+    RTA_PREFSRC,
     RTA_PRIORITY,
+    RTA_VIA,
     RTN_LOCAL,
     RTN_UNICAST,
     RTNH_ONLINK,
     RTPROT_STATIC,
+    SIZES,
     attributes,
 )
 from netloom.kernel.ownership import ENDPOINTS, ROUTE_PROTOCOL, ROUTE_TABLE
@@ -38,21 +54,12 @@ from netloom.kernel.ownership import ENDPOINTS, ROUTE_PROTOCOL, ROUTE_TABLE
 METRIC = ENDPOINTS.routes.start
 """Of all routes to local pods."""
 
-_SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
-_RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_METRICS = 4, 5, 7, 8
-_RTA_MULTIPATH, _RTA_CACHEINFO, _RTA_TABLE, _RTA_VIA, _RTA_ENCAP, _RTA_NH_ID = 9, 12, 15, 18, 22, 30
-_RTM_F_FIB_MATCH = 0x2000
-_NEVER_WRITTEN = {_RTA_GATEWAY, _RTA_PREFSRC, _RTA_METRICS, _RTA_MULTIPATH, _RTA_VIA, _RTA_ENCAP, _RTA_NH_ID}
-_NDA_DST, _NDA_LLADDR = 1, 2
+_NEVER_WRITTEN = {RTA_GATEWAY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_VIA, RTA_ENCAP, RTA_NH_ID}
 _NO_DUPLICATE_DETECTION = 2
-
-_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
-_SIZE: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
-_FAMILY: dict[int, int] = {size: family for family, size in _SIZE.items()}
 
 _INDEX, _MAC = marker(b"i", 4), marker(b"m", 6)
 _NUMBER = int.from_bytes(_INDEX, sys.byteorder)
-_ADDRESS: dict[int, bytes] = {size: marker(b"a", size) for size in _FAMILY}
+_ADDRESS: dict[int, bytes] = {size: marker(b"a", size) for size in FAMILIES}
 
 Writes = Sequence[tuple[Any, Any, Any]]
 """(key, value, what the kernel holds under the key now). A value of None deletes."""
@@ -102,11 +109,6 @@ def number(index: int) -> bytes:
     return index.to_bytes(4, sys.byteorder)
 
 
-def numbered(messages: Sequence[bytes]) -> list[bytes]:
-    """Requests with the sequence numbers 0, 1, ..."""
-    return [message[:8] + number(i) + message[12:] for i, message in enumerate(messages)]
-
-
 def route(address: Address, ifindex: int, *, replace: bool = False) -> bytes:
     """The route to a pod's address."""
     return _route(len(address), len(address) * 8, replace) % (bytes(4), address, number(ifindex))
@@ -127,8 +129,8 @@ def encode_routes(writes: Writes) -> list[bytes]:
 
 @lru_cache
 def _route(size: int, length: int, replace: bool) -> bytes:
-    fields = {"family": _FAMILY[size], "dst_len": length, "table": ROUTE_TABLE, "proto": ROUTE_PROTOCOL}
-    fields |= {"type": RTN_UNICAST, "scope": _SCOPE_LINK if size == 4 else _SCOPE_UNIVERSE}
+    fields = {"family": FAMILIES[size], "dst_len": length, "table": ROUTE_TABLE, "proto": ROUTE_PROTOCOL}
+    fields |= {"type": RTN_UNICAST, "scope": RT_SCOPE_LINK if size == 4 else RT_SCOPE_UNIVERSE}
     flags = wire.CREATE | (wire.REPLACE if replace else wire.EXCL)
     attributes = {"dst": _ADDRESS[size], "oif": _NUMBER, "priority": METRIC}
     return message_template(RouteMessage, wire.RTM_NEWROUTE, flags, fields, **attributes)
@@ -137,8 +139,8 @@ def _route(size: int, length: int, replace: bool) -> bytes:
 @lru_cache
 def _deleted_route(size: int, length: int, metric: int, tos: int) -> bytes:
     """The kernel compares the protocol, so this never hits anybody else's route."""
-    fields = {"family": _FAMILY[size], "dst_len": length, "table": ROUTE_TABLE, "proto": ROUTE_PROTOCOL, "tos": tos}
-    fields |= {"scope": _SCOPE_NOWHERE}
+    fields = {"family": FAMILIES[size], "dst_len": length, "table": ROUTE_TABLE, "proto": ROUTE_PROTOCOL, "tos": tos}
+    fields |= {"scope": RT_SCOPE_NOWHERE}
     attributes = {"dst": _ADDRESS[size], "oif": _NUMBER, "priority": metric}
     return message_template(RouteMessage, wire.RTM_DELROUTE, 0, fields, **attributes)
 
@@ -150,8 +152,8 @@ def remove_route(address: Address) -> bytes:
 
 @lru_cache
 def _removed_route(size: int) -> bytes:
-    fields = {"family": _FAMILY[size], "dst_len": size * 8, "table": ROUTE_TABLE, "proto": ROUTE_PROTOCOL}
-    fields |= {"scope": _SCOPE_NOWHERE}
+    fields = {"family": FAMILIES[size], "dst_len": size * 8, "table": ROUTE_TABLE, "proto": ROUTE_PROTOCOL}
+    fields |= {"scope": RT_SCOPE_NOWHERE}
     return message_template(RouteMessage, wire.RTM_DELROUTE, 0, fields, dst=_ADDRESS[size], priority=METRIC)
 
 
@@ -162,7 +164,7 @@ def default_route(gateway: Address, ifindex: int) -> bytes:
 
 @lru_cache
 def _default_route(size: int) -> bytes:
-    fields = {"family": _FAMILY[size], "table": ROUTE_TABLE, "proto": RTPROT_STATIC, "type": RTN_UNICAST}
+    fields = {"family": FAMILIES[size], "table": ROUTE_TABLE, "proto": RTPROT_STATIC, "type": RTN_UNICAST}
     fields |= {"flags": RTNH_ONLINK}
     flags = wire.CREATE | wire.EXCL
     attributes = {"gateway": _ADDRESS[size], "oif": _NUMBER}
@@ -187,14 +189,14 @@ def encode_neighbours(writes: Writes) -> list[bytes]:
 
 @lru_cache
 def _neighbour(size: int) -> bytes:
-    fields = {"family": _FAMILY[size], "ifindex": _NUMBER, "state": NUD_PERMANENT, "ndm_type": RTN_UNICAST}
+    fields = {"family": FAMILIES[size], "ifindex": _NUMBER, "state": NUD_PERMANENT, "ndm_type": RTN_UNICAST}
     flags = wire.CREATE | wire.REPLACE
     return message_template(NeighbourMessage, wire.RTM_NEWNEIGH, flags, fields, dst=_ADDRESS[size], lladdr=_MAC)
 
 
 @lru_cache
 def _deleted_neighbour(size: int) -> bytes:
-    fields = {"family": _FAMILY[size], "ifindex": _NUMBER}
+    fields = {"family": FAMILIES[size], "ifindex": _NUMBER}
     return message_template(NeighbourMessage, wire.RTM_DELNEIGH, 0, fields, dst=_ADDRESS[size])
 
 
@@ -207,8 +209,8 @@ def address(address: Address, ifindex: int, length: int = 0) -> bytes:
 @lru_cache
 def _address(size: int, length: int) -> bytes:
     link_local = length < size * 8
-    fields = {"family": _FAMILY[size], "prefixlen": length, "index": _NUMBER}
-    fields |= {"scope": _SCOPE_LINK if link_local else _SCOPE_UNIVERSE}
+    fields = {"family": FAMILIES[size], "prefixlen": length, "index": _NUMBER}
+    fields |= {"scope": RT_SCOPE_LINK if link_local else RT_SCOPE_UNIVERSE}
     flags = wire.CREATE | wire.EXCL
     if size == 4:
         attributes: dict[str, Any] = {"local": _ADDRESS[size], "address": _ADDRESS[size]}
@@ -219,7 +221,7 @@ def _address(size: int, length: int) -> bytes:
 
 def encode_addresses(writes: Writes) -> list[bytes]:
     """Requests that delete addresses of host ends, which have none, with the sequence numbers 0, 1, ..."""
-    return numbered([delete_address(key.ifindex, key.local) for key, _content, _before in writes])
+    return wire.numbered([delete_address(key.ifindex, key.local) for key, _content, _before in writes])
 
 
 def ask_route(address: Address) -> bytes:
@@ -229,7 +231,7 @@ def ask_route(address: Address) -> bytes:
 
 @lru_cache
 def _question(size: int) -> bytes:
-    fields = {"family": _FAMILY[size], "dst_len": size * 8}
+    fields = {"family": FAMILIES[size], "dst_len": size * 8}
     return message_template(RouteMessage, wire.RTM_GETROUTE, 0, fields, dst=_ADDRESS[size])
 
 
@@ -256,21 +258,21 @@ def dump_addresses(ifindex: int = 0) -> bytes:
 def read_route(buffer: bytes, start: int, end: int) -> SeenPodRoute | None:
     """An RTM_NEWROUTE or RTM_DELROUTE, or None if it is of another table or family."""
     family, length, _source, tos, table, protocol, scope, kind, _flags = ROUTE.unpack_from(buffer, start)
-    if table != ROUTE_TABLE or family not in _SIZE:
+    if table != ROUTE_TABLE or family not in SIZES:
         return None
     found = attributes(buffer, start + 12, end)
-    metric = int.from_bytes(found.get(RTA_PRIORITY, b""), sys.byteorder)
-    prefix = Cidr.of(found.get(RTA_DST) or bytes(_SIZE[family]), length)
-    ifindex = int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder)
-    expires = family == socket.AF_INET6 and any(found.get(_RTA_CACHEINFO, b"")[8:12])
-    usual = _SCOPE_LINK if family == socket.AF_INET else _SCOPE_UNIVERSE
+    metric = wire.number(found.get(RTA_PRIORITY, b""))
+    prefix = Cidr.of(found.get(RTA_DST) or bytes(SIZES[family]), length)
+    ifindex = wire.number(found.get(RTA_OIF, b""))
+    expires = family == socket.AF_INET6 and any(found.get(RTA_CACHEINFO, b"")[8:12])
+    usual = RT_SCOPE_LINK if family == socket.AF_INET else RT_SCOPE_UNIVERSE
     odd = kind != RTN_UNICAST or scope != usual or expires or not _NEVER_WRITTEN.isdisjoint(found)
     return SeenPodRoute(RouteKey(prefix, ifindex, metric, tos), EDITED if odd else PLAIN, protocol)
 
 
 def default_route_links(commands: CommandSocket, size: int) -> list[int]:
     """The ifindexes of default routes of the family of addresses of this size. Raises RefusedError."""
-    family = _FAMILY[size]
+    family = FAMILIES[size]
 
     def read(buffer: bytes, start: int, end: int) -> int | None:
         seen = read_route(buffer, start, end) if buffer[start] == family else None
@@ -281,7 +283,7 @@ def default_route_links(commands: CommandSocket, size: int) -> list[int]:
 
 def own_route_links(commands: CommandSocket, address: Address) -> list[int]:
     """The ifindexes that routes of ours lead this address to, as they are written: with METRIC. Raises RefusedError."""
-    family, prefix = _FAMILY[len(address)], Cidr.of(address)
+    family, prefix = FAMILIES[len(address)], Cidr.of(address)
 
     def read(buffer: bytes, start: int, end: int) -> int | None:
         seen = read_route(buffer, start, end) if buffer[start] == family else None
@@ -296,7 +298,7 @@ def read_fib_result(buffer: bytes, start: int, end: int) -> tuple[int, bool]:
     """The answer to `ask_route`: the ifindex, and whether the address is the namespace's own."""
     kind = ROUTE.unpack_from(buffer, start)[7]
     found = attributes(buffer, start + 12, end)
-    return int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder), kind == RTN_LOCAL
+    return wire.number(found.get(RTA_OIF, b"")), kind == RTN_LOCAL
 
 
 def fib_lookups(commands: CommandSocket, addresses: Sequence[Address]) -> list[tuple[Address, int, bool]]:
@@ -307,26 +309,23 @@ def fib_lookups(commands: CommandSocket, addresses: Sequence[Address]) -> list[t
         result = (0, False) if kind == wire.NLMSG_ERROR else read_fib_result(buffer, start, end)
         found.append((addresses[place], *result))
 
-    commands.ask(numbered([ask_route(address) for address in addresses]), visit)
+    commands.ask(wire.numbered([ask_route(address) for address in addresses]), visit)
     return found
 
 
 def route_taken(commands: CommandSocket, address: Address) -> str:
     """The route by which packets to the address go, as `ip` names it (`10.1.0.2/32 dev lo metric 0 table 254 proto 4`);
     "" where none is told. Raises OSError."""
-    fields = {"family": _FAMILY[len(address)], "dst_len": len(address) * 8, "flags": _RTM_F_FIB_MATCH}
+    fields = {"family": FAMILIES[len(address)], "dst_len": len(address) * 8, "flags": wire.RTM_F_FIB_MATCH}
     found: list[str] = []
 
-    def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
-        _family, length, _source, _tos, table, protocol, _scope, _type, _flags = ROUTE.unpack_from(buffer, start)
-        said = attributes(buffer, start + 12, end)
-        prefix = Cidr.of(said.get(RTA_DST) or bytes(len(address)), length)
-        metric, ifindex, table = (
-            int.from_bytes(said.get(kind, default), sys.byteorder)
-            for kind, default in ((RTA_PRIORITY, b""), (_RTA_OIF, b""), (_RTA_TABLE, bytes([table, 0, 0, 0])))
-        )
+    def visit(_kind: int, buffer: bytes, start: int, _end: int) -> None:
+        seen = decode(RouteMessage, buffer, start)
+        prefix = Cidr.of(seen.get_attr("RTA_DST") or bytes(len(address)), seen["dst_len"])
+        metric, ifindex = (seen.get_attr(name, 0) for name in ("RTA_PRIORITY", "RTA_OIF"))
+        table = seen.get_attr("RTA_TABLE", seen["table"])
         by = f"dev {device_name(ifindex)} " if ifindex else ""
-        found.append(f"{prefix} {by}metric {metric} table {table} proto {protocol}")
+        found.append(f"{prefix} {by}metric {metric} table {table} proto {seen['proto']}")
 
     with contextlib.suppress(RefusedError):  # a route that refuses is told as its error alone
         commands.get(encode(RouteMessage, wire.RTM_GETROUTE, 0, fields, dst=address), visit)
@@ -336,14 +335,14 @@ def route_taken(commands: CommandSocket, address: Address) -> str:
 def read_neighbour(buffer: bytes, start: int, end: int) -> tuple[NeighbourKey, Mac] | None:
     """An RTM_NEWNEIGH or RTM_DELNEIGH; the MAC is EDITED_MAC unless it is a permanent entry. None if it is a bridge's
     or a proxy entry."""
-    family, ifindex, state, flags, _kind = _NEIGHBOUR.unpack_from(buffer, start)
-    if family not in _SIZE or flags & NTF_PROXY:
+    family, ifindex, state, flags, _kind = NEIGHBOUR.unpack_from(buffer, start)
+    if family not in SIZES or flags & NTF_PROXY:
         return None
-    found = attributes(buffer, start + 12, end, _NDA_LLADDR)
-    mac = found.get(_NDA_LLADDR, EDITED_MAC) if state == NUD_PERMANENT else EDITED_MAC
-    return (ifindex, found.get(_NDA_DST, b"")), mac
+    found = attributes(buffer, start + 12, end, NDA_LLADDR)
+    mac = found.get(NDA_LLADDR, EDITED_MAC) if state == NUD_PERMANENT else EDITED_MAC
+    return (ifindex, found.get(NDA_DST, b"")), mac
 
 
 def gateway_of(address: Address) -> Address:
     """In the pod, of this family."""
-    return GATEWAY[4 if len(address) == 4 else 6]
+    return GATEWAY[version_of(address)]

@@ -26,11 +26,12 @@ from netloom.kernel.endpoints.alias import CONTAINER, alias_of, read_alias
 from netloom.kernel.endpoints.endpoint import Endpoint, Reason, WiringFailed
 from netloom.kernel.endpoints.inside import InsideSocket
 from netloom.kernel.endpoints.link_messages import End, read_end
-from netloom.kernel.endpoints.row_messages import gateway_of, numbered
+from netloom.kernel.endpoints.row_messages import gateway_of
 from netloom.kernel.keeper.table_writer import ALREADY_GONE
 from netloom.kernel.mac import link_local_of
 from netloom.kernel.netlink.links import device_name
 from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, KernelRefusal, RefusedError
+from netloom.kernel.netlink.wire import numbered
 from netloom.kernel.ownership import ENDPOINTS
 
 LEAST_MTU, LEAST_MTU_IPV6, MOST_MTU = 68, 1280, 65535

@@ -4,23 +4,17 @@ With forwarding on, the kernel takes none on a device whose accept_ra is 1 (see 
 """
 
 import socket
-import struct
-import sys
 
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import Link
-from netloom.kernel.netlink.messages import AddressMessage, RouteMessage, encode
+from netloom.kernel.netlink.messages import AddressMessage, RouteMessage, decode, encode
 from netloom.kernel.netlink.sockets import CommandSocket, read_all
-from netloom.kernel.netlink.wire import attributes
 from netloom.kernel.ownership import DEVICE_PREFIX
 
 _PROTOCOL = 9
 """RTPROT_RA."""
-_RTA_OIF, _IFA_FLAGS = 4, 8
 _MADE_FROM_PREFIX = 0x100
 """IFA_F_MANAGETEMPADDR: the kernel sets it on every address that it makes from an advertised prefix."""
-_ADDRESS = struct.Struct("=BBBBI")  # family, prefixlen, flags, scope, index
-_ROUTE_SIZE = 12
 _TO_NETWORKS = frozenset(("", "vlan", "bond", "team", "macvlan", "ipoib"))
 """Kinds of devices by which machines are on a network; a device of no kind is hardware."""
 
@@ -33,15 +27,15 @@ def learned_on(commands: CommandSocket) -> frozenset[int]:
     return frozenset((*found, *read_all(commands, addresses, _read_address)))
 
 
-def _read_route(buffer: bytes, start: int, end: int) -> int | None:
-    protocol, device = buffer[start + 5], attributes(buffer, start + _ROUTE_SIZE, end).get(_RTA_OIF)
-    return int.from_bytes(device, sys.byteorder) if device and protocol == _PROTOCOL else None
+def _read_route(buffer: bytes, start: int, _end: int) -> int | None:
+    seen = decode(RouteMessage, buffer, start)
+    return seen.get_attr("RTA_OIF") if seen["proto"] == _PROTOCOL else None
 
 
-def _read_address(buffer: bytes, start: int, end: int) -> int | None:
-    family, _length, _flags, _scope, ifindex = _ADDRESS.unpack_from(buffer, start)
-    flags = attributes(buffer, start + _ADDRESS.size, end).get(_IFA_FLAGS, b"")
-    return ifindex if family == socket.AF_INET6 and int.from_bytes(flags, sys.byteorder) & _MADE_FROM_PREFIX else None
+def _read_address(buffer: bytes, start: int, _end: int) -> int | None:
+    seen = decode(AddressMessage, buffer, start)
+    made = seen["family"] == socket.AF_INET6 and seen.get_attr("IFA_FLAGS", 0) & _MADE_FROM_PREFIX
+    return seen["index"] if made else None
 
 
 def leads_outside(link: Link) -> bool:

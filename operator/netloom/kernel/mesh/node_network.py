@@ -6,7 +6,6 @@ may be a million: a network that the node is connected to has a route of the ker
 devices. Nor is anything inside the node's own pod CIDRs, where pods come and go, and no peer's route leads.
 """
 
-import socket
 import sys
 from collections.abc import Collection, Hashable, Iterable, Mapping
 
@@ -18,7 +17,7 @@ from netloom.kernel.mesh.rows import DEFAULT_METRIC
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import InterfaceAddress, Link
 from netloom.kernel.netlink.messages import RouteMessage, encode
-from netloom.kernel.netlink.wire import ROUTE, RTA_DST, RTA_PRIORITY, RTN_UNICAST, attributes
+from netloom.kernel.netlink.wire import ROUTE, RTA_DST, RTA_PRIORITY, RTN_UNICAST, SIZES, attributes
 from netloom.kernel.ownership import DEVICE_PREFIX, ROUTE_TABLE
 
 PROTOCOLS = {"kernel": 2, "boot": 3, "static": 4, "ra": 9, "dhcp": 16}
@@ -27,7 +26,6 @@ PROTOCOLS = {"kernel": 2, "boot": 3, "static": 4, "ra": 9, "dhcp": 16}
 _FOLLOWED = frozenset(PROTOCOLS.values())
 _CONNECTED = frozenset(PROTOCOLS[name] for name in ("kernel", "ra", "dhcp"))
 """An address of the node, a router, or a DHCP server says so; not whoever typed a route."""
-_SIZE: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 _CHOOSY = {"wireguard", "tun"}
 """Kinds of devices behind which something decides by the destination whether a packet passes."""
 
@@ -41,10 +39,10 @@ def dump_node_routes(family: int, protocol: int) -> bytes:
 def read_node_route(buffer: bytes, start: int, end: int) -> NodeRoute | None:
     """An RTM_NEWROUTE or RTM_DELROUTE; None if it is none that is followed."""
     family, length, _source, _tos, table, protocol, _scope, kind, _flags = ROUTE.unpack_from(buffer, start)
-    if table != ROUTE_TABLE or protocol not in _FOLLOWED or kind != RTN_UNICAST or family not in _SIZE:
+    if table != ROUTE_TABLE or protocol not in _FOLLOWED or kind != RTN_UNICAST or family not in SIZES:
         return None
     found = attributes(buffer, start + 12, end)
-    destination = Cidr.of(found.get(RTA_DST) or bytes(_SIZE[family]), length)
+    destination = Cidr.of(found.get(RTA_DST) or bytes(SIZES[family]), length)
     if is_link_local(destination):  # each device has one, a pod's as well
         return None
     metric = int.from_bytes(found.get(RTA_PRIORITY, b""), sys.byteorder)

@@ -4,7 +4,6 @@ There may be 10,000 of each, so what is written is encoded once by pyroute2's cl
 it can have, and then filled in: 0.5 us instead of 65 (a route) or 136 (a nexthop); see `make bench-codec`.
 """
 
-import socket
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
@@ -29,30 +28,23 @@ from netloom.kernel.netlink.messages import (
 )
 from netloom.kernel.netlink.template import marker, message_template
 from netloom.kernel.netlink.wire import (
+    FAMILIES,
     NTF_USE,
     NUD_PERMANENT,
-    ROUTE,
-    RTA_DST,
-    RTA_PRIORITY,
+    RT_SCOPE_NOWHERE,
+    RTM_F_FIB_MATCH,
     RTN_UNICAST,
     RTN_UNREACHABLE,
     RTNH_ONLINK,
     RTPROT_KERNEL,
-    attribute,
 )
 from netloom.kernel.ownership import ROUTE_PROTOCOL, ROUTE_TABLE
-
-_RTM_F_FIB_MATCH = 0x2000
-_SCOPE_NOWHERE = 255
-
-_FAMILY: dict[int, int] = {4: socket.AF_INET, 16: socket.AF_INET6}
-"""By size of an address."""
 
 _KEY = marker(b"k", 4)
 _NUMBER = int.from_bytes(_KEY, sys.byteorder)
 _MAC = marker(b"m", 6)
 _REMOTE = marker(b"r", 4)
-_ADDRESS: dict[int, bytes] = {size: marker(b"a", size) for size in _FAMILY}
+_ADDRESS: dict[int, bytes] = {size: marker(b"a", size) for size in FAMILIES}
 """Markers, by the size of the field where it varies. _NUMBER is _KEY's as an integer."""
 
 Writes = Sequence[tuple[Any, Any, Any]]
@@ -86,7 +78,7 @@ def encode_routes(writes: Writes) -> list[bytes]:
 @lru_cache
 def _route(version: Version, length: int, mtu: int, said: bool, flags: int) -> bytes:
     size = WIDTH[version] // 8
-    fields = {"dst_len": length, "type": RTN_UNICAST, **_our_routes(_FAMILY[size])}
+    fields = {"dst_len": length, "type": RTN_UNICAST, **_our_routes(FAMILIES[size])}
     metrics = {"metrics": nested(RTAX_MTU=mtu)} if mtu or said else {}
     # Where no route of ours is, a foreign one may be: EXCL makes the kernel refuse instead of replacing it.
     attributes = {"dst": _ADDRESS[size], "nh_id": _NUMBER, **metrics}
@@ -97,7 +89,7 @@ def _route(version: Version, length: int, mtu: int, said: bool, flags: int) -> b
 def _deleted_route(version: Version, length: int, tos: int, metric: int | None) -> bytes:
     """The kernel compares the protocol, so this never hits anybody else's route."""
     size = WIDTH[version] // 8
-    fields = {"dst_len": length, "tos": tos, "scope": _SCOPE_NOWHERE, **_our_routes(_FAMILY[size])}
+    fields = {"dst_len": length, "tos": tos, "scope": RT_SCOPE_NOWHERE, **_our_routes(FAMILIES[size])}
     priority = DEFAULT_METRIC[version] if metric is None else metric
     return message_template(RouteMessage, wire.RTM_DELROUTE, 0, fields, dst=_ADDRESS[size], priority=priority)
 
@@ -105,13 +97,12 @@ def _deleted_route(version: Version, length: int, tos: int, metric: int | None) 
 def _deleted_second(number: bytes, key: OddRoute) -> bytes:
     """Of several routes under one key the kernel deletes the first that has these ways. In IPv6 it takes one that
     stands on a nexthop object for any: what is left there has to be read."""
-    prefix, kind, ways = key.prefix, key.beside[0], key.beside[1:] if key.prefix.version == 4 else b""
-    family = _FAMILY[WIDTH[prefix.version] // 8]
-    fixed = ROUTE.pack(family, prefix.length, 0, key.tos, ROUTE_TABLE, ROUTE_PROTOCOL, _SCOPE_NOWHERE, kind, 0)
-    rest = fixed + attribute(RTA_DST, prefix.packed)
-    rest += attribute(RTA_PRIORITY, key.metric.to_bytes(4, sys.byteorder)) + ways
-    header = wire.HEADER.pack(wire.HEADER_SIZE + len(rest), wire.RTM_DELROUTE, wire.REQUEST, 0, 0)
-    return header[:8] + number + header[12:] + rest
+    prefix, address, kind = key.prefix, key.prefix.packed, key.beside[0]
+    fields = {"dst_len": prefix.length, "tos": key.tos, "scope": RT_SCOPE_NOWHERE, "type": kind}
+    fields |= _our_routes(FAMILIES[len(address)])
+    message = encode(RouteMessage, wire.RTM_DELROUTE, 0, fields, dst=address, priority=key.metric)
+    message += key.beside[1:] if prefix.version == 4 else b""
+    return len(message).to_bytes(4, sys.byteorder) + message[4:8] + number + message[12:]
 
 
 def encode_holes(writes: Writes) -> list[bytes]:
@@ -130,7 +121,7 @@ def encode_holes(writes: Writes) -> list[bytes]:
 @lru_cache
 def _hole(version: Version, length: int, metric: int, replace: bool) -> bytes:
     size = WIDTH[version] // 8
-    fields = {"dst_len": length, "type": RTN_UNREACHABLE, **_our_routes(_FAMILY[size])}
+    fields = {"dst_len": length, "type": RTN_UNREACHABLE, **_our_routes(FAMILIES[size])}
     flags = wire.CREATE | (wire.REPLACE if replace else wire.EXCL)
     return message_template(RouteMessage, wire.RTM_NEWROUTE, flags, fields, dst=_ADDRESS[size], priority=metric)
 
@@ -161,7 +152,7 @@ def encode_nexthops(writes: Writes) -> list[bytes]:
 def _nexthop(size: int, ifindex: int, vni: int | None, replace: bool) -> bytes:
     """vni: None in a native one. `onlink`: that the gateway is on the device has been decided before, and is decided
     again when it changes."""
-    fields = {"family": _FAMILY[size], "protocol": ROUTE_PROTOCOL, "flags": RTNH_ONLINK}
+    fields = {"family": FAMILIES[size], "protocol": ROUTE_PROTOCOL, "flags": RTNH_ONLINK}
     attributes: dict[str, Any] = {"id": _NUMBER, "oif": ifindex, "gateway": _ADDRESS[size]}
     if vni is not None:
         outer = nested(LWTUNNEL_IP_ID=vni, LWTUNNEL_IP_TTL=TUNNEL_TTL, LWTUNNEL_IP_DST=_REMOTE)
@@ -189,14 +180,14 @@ def encode_neighbours(writes: Writes) -> list[bytes]:
 
 @lru_cache
 def _neighbour(size: int, ifindex: int) -> bytes:
-    fields = {"family": _FAMILY[size], "ifindex": ifindex, "state": NUD_PERMANENT, "ndm_type": RTN_UNICAST}
+    fields = {"family": FAMILIES[size], "ifindex": ifindex, "state": NUD_PERMANENT, "ndm_type": RTN_UNICAST}
     flags = wire.CREATE | wire.REPLACE
     return message_template(NeighbourMessage, wire.RTM_NEWNEIGH, flags, fields, dst=_ADDRESS[size], lladdr=_MAC)
 
 
 @lru_cache
 def _deleted_neighbour(size: int, ifindex: int) -> bytes:
-    fields = {"family": _FAMILY[size], "ifindex": ifindex}
+    fields = {"family": FAMILIES[size], "ifindex": ifindex}
     return message_template(NeighbourMessage, wire.RTM_DELNEIGH, 0, fields, dst=_ADDRESS[size])
 
 
@@ -208,7 +199,7 @@ def probe_neighbour(sequence: int, ifindex: int, address: Address) -> bytes:
 
 @lru_cache
 def _probe(size: int, ifindex: int) -> bytes:
-    fields = {"family": _FAMILY[size], "ifindex": ifindex, "flags": NTF_USE}
+    fields = {"family": FAMILIES[size], "ifindex": ifindex, "flags": NTF_USE}
     return message_template(NeighbourMessage, wire.RTM_NEWNEIGH, 0, fields, dst=_ADDRESS[size])
 
 
@@ -219,7 +210,7 @@ def ask_route(sequence: int, address: Address) -> bytes:
 
 @lru_cache
 def _question(size: int) -> bytes:
-    fields = {"family": _FAMILY[size], "dst_len": size * 8, "flags": _RTM_F_FIB_MATCH}
+    fields = {"family": FAMILIES[size], "dst_len": size * 8, "flags": RTM_F_FIB_MATCH}
     return message_template(RouteMessage, wire.RTM_GETROUTE, 0, fields, dst=_ADDRESS[size])
 
 

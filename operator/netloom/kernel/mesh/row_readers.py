@@ -32,36 +32,43 @@ from netloom.kernel.mesh.rows import (
 )
 from netloom.kernel.netlink.template import Place, TemplateReader
 from netloom.kernel.netlink.wire import (
+    NDA_DST,
+    NDA_LLADDR,
+    NEIGHBOUR,
     NTF_PROXY,
     NUD_FAILED,
     NUD_PERMANENT,
     ROUTE,
+    RTA_CACHEINFO,
     RTA_DST,
+    RTA_GATEWAY,
+    RTA_METRICS,
+    RTA_MULTIPATH,
+    RTA_NH_ID,
+    RTA_OIF,
+    RTA_PREFSRC,
     RTA_PRIORITY,
+    RTA_VIA,
     RTN_UNICAST,
     RTN_UNREACHABLE,
     RTNH_ONLINK,
     RTPROT_KERNEL,
+    SIZES,
     attribute,
     attributes,
     places,
 )
 from netloom.kernel.ownership import ENDPOINTS, ROUTE_PROTOCOL, ROUTE_TABLE
 
-_RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_METRICS = 4, 5, 7, 8
-_RTA_MULTIPATH, _RTA_CACHEINFO, _RTA_VIA, _RTA_NH_ID = 9, 12, 18, 30
 _RTAX_MTU = 2
 _NHA_ID, _NHA_OIF, _NHA_GATEWAY, _NHA_ENCAP_TYPE, _NHA_ENCAP = 1, 5, 6, 7, 8
 _ENCAP_IP = 2
 _ENCAP_ID, _ENCAP_DST, _ENCAP_SRC, _ENCAP_TTL, _ENCAP_TOS, _ENCAP_FLAGS, _ENCAP_OPTIONS = 1, 2, 3, 4, 5, 6, 8
-_NDA_DST, _NDA_LLADDR = 1, 2
 
 _NEXTHOP = struct.Struct("=BBBBI")  # family, scope, protocol, reserved, flags
-_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
 
-_SIZE: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
 
-_CACHEINFO = struct.pack("=HH", 36, _RTA_CACHEINFO)
+_CACHEINFO = struct.pack("=HH", 36, RTA_CACHEINFO)
 _CACHEINFO_TO_END = 36 + 8
 """The head of that attribute, and the bytes from there to the end, RTA_PREF being the last."""
 
@@ -74,18 +81,18 @@ def route_is_ours(buffer: bytes, start: int) -> bool:
 def read_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
     """An RTM_NEWROUTE or RTM_DELROUTE, or None if it is of another table or family."""
     family, length, _source, tos, table, protocol, _scope, kind, _flags = ROUTE.unpack_from(buffer, start)
-    if table != ROUTE_TABLE or family not in _SIZE:
+    if table != ROUTE_TABLE or family not in SIZES:
         return None
     # What follows the nexthop's id is the nexthop's content once more.
-    found = attributes(buffer, start + 12, end, _RTA_NH_ID)
+    found = attributes(buffer, start + 12, end, RTA_NH_ID)
     metric = int.from_bytes(found.get(RTA_PRIORITY, b""), sys.byteorder)
-    prefix = Cidr.of(found.get(RTA_DST) or bytes(_SIZE[family]), length)
+    prefix = Cidr.of(found.get(RTA_DST) or bytes(SIZES[family]), length)
     key = prefix if metric == DEFAULT_METRIC[prefix.version] and not tos else OddRoute(prefix, metric, tos)
-    nexthop = int.from_bytes(found.get(_RTA_NH_ID, b""), sys.byteorder)
-    edited = _RTA_PREFSRC in found or (family == socket.AF_INET6 and _expires(buffer, start, end))
+    nexthop = int.from_bytes(found.get(RTA_NH_ID, b""), sys.byteorder)
+    edited = RTA_PREFSRC in found or (family == socket.AF_INET6 and _expires(buffer, start, end))
     if kind != RTN_UNICAST or not nexthop or edited:
         return SeenRoute(key, UNREACHABLE if kind == RTN_UNREACHABLE else EDITED, protocol)
-    metrics = found.get(_RTA_METRICS)
+    metrics = found.get(RTA_METRICS)
     return SeenRoute(key, RouteContent(nexthop, _mtu(metrics)) if metrics else RouteContent(nexthop), protocol)
 
 
@@ -94,7 +101,7 @@ def _expires(buffer: bytes, start: int, end: int) -> bool:
     all are looked at only where it is not."""
     at = end - _CACHEINFO_TO_END
     if buffer[at : at + 4] != _CACHEINFO:
-        return any(attributes(buffer, start + 12, end).get(_RTA_CACHEINFO, b"")[8:12])
+        return any(attributes(buffer, start + 12, end).get(RTA_CACHEINFO, b"")[8:12])
     return buffer[at + 12 : at + 16] != bytes(4)
 
 
@@ -107,9 +114,9 @@ def read_whole_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
 def read_rival_prefix(buffer: bytes, start: int, end: int) -> Cidr | None:
     """The destination of a foreign route; None of one that the kernel made for an address: that is no rival."""
     family, length, _source, _tos, _table, protocol = ROUTE.unpack_from(buffer, start)[:6]
-    if protocol == RTPROT_KERNEL or family not in _SIZE:
+    if protocol == RTPROT_KERNEL or family not in SIZES:
         return None
-    return Cidr.of(attributes(buffer, start + 12, end, RTA_DST).get(RTA_DST) or bytes(_SIZE[family]), length)
+    return Cidr.of(attributes(buffer, start + 12, end, RTA_DST).get(RTA_DST) or bytes(SIZES[family]), length)
 
 
 def read_foreign_route(buffer: bytes, start: int, end: int, *, behind: bool = False) -> ForeignRoute:
@@ -117,15 +124,15 @@ def read_foreign_route(buffer: bytes, start: int, end: int, *, behind: bool = Fa
     family, length, _source, tos, _table, protocol = ROUTE.unpack_from(buffer, start)[:6]
     found = attributes(buffer, start + 12, end)
     metric = int.from_bytes(found.get(RTA_PRIORITY, b""), sys.byteorder)
-    prefix = Cidr.of(found.get(RTA_DST) or bytes(_SIZE[family]), length)
+    prefix = Cidr.of(found.get(RTA_DST) or bytes(SIZES[family]), length)
     return ForeignRoute(prefix, metric, tos, protocol, read_body(buffer, start, end), behind)
 
 
 def read_body(buffer: bytes, start: int, end: int) -> bytes:
     """Type and ways of a route. A nexthop object stands for all of its ways, which the kernel repeats behind its id."""
     found = attributes(buffer, start + 12, end)
-    ways = [_RTA_NH_ID] if _RTA_NH_ID in found else [_RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA]
-    parts = [attribute(kind, found[kind]) for kind in (_RTA_METRICS, _RTA_PREFSRC, *ways) if kind in found]
+    ways = [RTA_NH_ID] if RTA_NH_ID in found else [RTA_OIF, RTA_GATEWAY, RTA_MULTIPATH, RTA_VIA]
+    parts = [attribute(kind, found[kind]) for kind in (RTA_METRICS, RTA_PREFSRC, *ways) if kind in found]
     return bytes([buffer[start + 7]]) + b"".join(parts)
 
 
@@ -165,12 +172,12 @@ def read_nexthop(buffer: bytes, start: int, end: int) -> SeenNexthop:
 
 def read_neighbour(buffer: bytes, start: int, end: int) -> SeenNeighbour | None:
     """An RTM_NEWNEIGH or RTM_DELNEIGH, or None if it is a bridge's or a proxy entry."""
-    family, ifindex, state, flags, _kind = _NEIGHBOUR.unpack_from(buffer, start)
-    if family not in _SIZE or flags & NTF_PROXY:
+    family, ifindex, state, flags, _kind = NEIGHBOUR.unpack_from(buffer, start)
+    if family not in SIZES or flags & NTF_PROXY:
         return None
-    found = attributes(buffer, start + 12, end, _NDA_LLADDR)
-    mac = found.get(_NDA_LLADDR, EDITED_MAC) if state == NUD_PERMANENT else EDITED_MAC
-    return SeenNeighbour(ifindex, found.get(_NDA_DST, b""), mac, bool(state & NUD_FAILED))
+    found = attributes(buffer, start + 12, end, NDA_LLADDR)
+    mac = found.get(NDA_LLADDR, EDITED_MAC) if state == NUD_PERMANENT else EDITED_MAC
+    return SeenNeighbour(ifindex, found.get(NDA_DST, b""), mac, bool(state & NUD_FAILED))
 
 
 def read_fib_result(buffer: bytes, start: int, end: int) -> FibResult:
@@ -180,15 +187,15 @@ def read_fib_result(buffer: bytes, start: int, end: int) -> FibResult:
         return FibResult()
     found = attributes(buffer, start + 12, end)
     (outgoing, gateway), *_ = read_hops(found)
-    size = _SIZE[family]
+    size = SIZES[family]
     direct = not gateway and length >= WIDEST[4 if size == 4 else 6]
-    return FibResult(outgoing, direct, direct and length == size * 8, found.get(_RTA_PREFSRC, b""))
+    return FibResult(outgoing, direct, direct and length == size * 8, found.get(RTA_PREFSRC, b""))
 
 
 def read_hops(found: Mapping[int, bytes]) -> list[tuple[int, Address]]:
     """(ifindex, gateway) of each way of a route, by its attributes; no gateway: empty."""
-    ways = [(found.get(_RTA_OIF, b""), found)]
-    if several := found.get(_RTA_MULTIPATH):
+    ways = [(found.get(RTA_OIF, b""), found)]
+    if several := found.get(RTA_MULTIPATH):
         ways, at = [], 0
         while at + 8 <= len(several):
             length = max(8, int.from_bytes(several[at : at + 2], sys.byteorder))
@@ -196,7 +203,7 @@ def read_hops(found: Mapping[int, bytes]) -> list[tuple[int, Address]]:
             at += (length + 3) & ~3
     return [
         # RTA_VIA, the gateway of another family, has that family in front.
-        (int.from_bytes(oif, sys.byteorder), each.get(_RTA_GATEWAY) or each.get(_RTA_VIA, b"")[2:])
+        (int.from_bytes(oif, sys.byteorder), each.get(RTA_GATEWAY) or each.get(RTA_VIA, b"")[2:])
         for oif, each in ways
     ]
 
@@ -204,28 +211,28 @@ def read_hops(found: Mapping[int, bytes]) -> list[tuple[int, Address]]:
 def read_destination(buffer: bytes, start: int, end: int) -> tuple[Address, int] | None:
     """Destination and prefix length of somebody else's route, in whatever table."""
     family, length, _source, _tos, _table, protocol = ROUTE.unpack_from(buffer, start)[:6]
-    if family not in _SIZE or protocol == ROUTE_PROTOCOL:
+    if family not in SIZES or protocol == ROUTE_PROTOCOL:
         return None
-    return attributes(buffer, start + 12, end, RTA_DST).get(RTA_DST) or bytes(_SIZE[family]), length
+    return attributes(buffer, start + 12, end, RTA_DST).get(RTA_DST) or bytes(SIZES[family]), length
 
 
 def read_direct_route(buffer: bytes, start: int, end: int) -> DirectRoute | None:
     """An RTM_NEWROUTE that leads to a device and by no gateway, in whatever table; None if it is another's, or ours and
     leads to no local pod."""
     family, length, _source, _tos, _table, protocol, _scope, kind, _flags = ROUTE.unpack_from(buffer, start)
-    if family not in _SIZE or kind != RTN_UNICAST:
+    if family not in SIZES or kind != RTN_UNICAST:
         return None
-    found = attributes(buffer, start + 12, end, _RTA_NH_ID)
-    if _RTA_NH_ID in found:
+    found = attributes(buffer, start + 12, end, RTA_NH_ID)
+    if RTA_NH_ID in found:
         return None  # as of all peers; the kernel puts what the nexthop is behind it
     if protocol == ROUTE_PROTOCOL:
         metric = int.from_bytes(found.get(RTA_PRIORITY, b""), sys.byteorder)
         if not ENDPOINTS.route(protocol, metric):
             return None
-    if _RTA_OIF not in found or found.keys() & {_RTA_GATEWAY, _RTA_VIA}:
+    if RTA_OIF not in found or found.keys() & {RTA_GATEWAY, RTA_VIA}:
         return None
-    destination = Cidr.of(found.get(RTA_DST) or bytes(_SIZE[family]), length)
-    return DirectRoute(destination, int.from_bytes(found[_RTA_OIF], sys.byteorder))
+    destination = Cidr.of(found.get(RTA_DST) or bytes(SIZES[family]), length)
+    return DirectRoute(destination, int.from_bytes(found[RTA_OIF], sys.byteorder))
 
 
 # ------------------------------------------------------------------------------------------------------- dumps
@@ -254,7 +261,7 @@ def route_reader() -> TemplateReader[SeenRoute | None]:
 
     def varying(sample: bytes, seen: SeenRoute | None) -> list[Place | None]:
         ours = seen is not None and isinstance(seen.key, Cidr) and seen.content.nexthop
-        return _and_the_rest(sample, RTA_DST, _RTA_NH_ID) if ours else [None]
+        return _and_the_rest(sample, RTA_DST, RTA_NH_ID) if ours else [None]
 
     def like(sample: Any, fields: Sequence[bytes]) -> SeenRoute:
         content = RouteContent(int.from_bytes(fields[1], sys.byteorder), sample.content.mtu)
@@ -267,7 +274,7 @@ def neighbour_reader() -> TemplateReader[SeenNeighbour | None]:
     """Of RTM_NEWNEIGH: address and MAC vary, and so does all that follows."""
 
     def varying(sample: bytes, seen: SeenNeighbour | None) -> list[Place | None]:
-        return _and_the_rest(sample, _NDA_DST, _NDA_LLADDR) if seen is not None and seen.mac else [None]
+        return _and_the_rest(sample, NDA_DST, NDA_LLADDR) if seen is not None and seen.mac else [None]
 
     def like(sample: Any, fields: Sequence[bytes]) -> SeenNeighbour:
         return SeenNeighbour(sample.ifindex, fields[0], fields[1])
@@ -280,7 +287,7 @@ def fib_result_reader() -> TemplateReader[FibResult]:
 
     def varying(sample: bytes, _seen: FibResult) -> list[Place | None]:
         found = places(sample, 12, len(sample))
-        return [found[kind] for kind in (RTA_DST, _RTA_CACHEINFO) if kind in found]
+        return [found[kind] for kind in (RTA_DST, RTA_CACHEINFO) if kind in found]
 
     return TemplateReader(read_fib_result, varying, lambda sample, _fields: sample)
 

@@ -8,7 +8,6 @@ Routes of one device with 10,000 different gateways cost O(N^2) in the kernel's 
 nexthop objects they are linear, and a replaced nexthop moves all its routes at once, without a gap.
 """
 
-import sys
 from collections.abc import Mapping
 
 import msgspec
@@ -17,7 +16,7 @@ from netloom.cidr import Address, Cidr, format_address
 from netloom.kernel.mac import Mac
 from netloom.kernel.mesh.encapsulation import TUNNEL_TTL, Encapsulation
 from netloom.kernel.netlink.links import device_name
-from netloom.kernel.netlink.wire import attributes
+from netloom.kernel.netlink.wire import RTA_GATEWAY, RTA_NH_ID, RTA_OIF, RTA_PREFSRC, RTA_VIA, attributes, number
 from netloom.kernel.ownership import MESH
 
 _KINDS = {
@@ -29,7 +28,6 @@ _KINDS = {
     8: "prohibit ",
     9: "throw ",
 }
-_RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_VIA, _RTA_NH_ID = 4, 5, 7, 18, 30
 
 DEFAULT_METRIC: dict[int, int] = {4: 0, 6: 1024}
 """What the kernel makes of a route's metric of 0, by IP version."""
@@ -59,16 +57,16 @@ def hops_text(prefix: Cidr, body: bytes) -> str:
     """Destination and first hop, as `ip` takes them. Of several ways at once none is named."""
     found = attributes(body, 1, len(body))
     words = [f"{_KINDS.get(body[0], '')}{prefix}"]
-    if _RTA_NH_ID in found:
-        words.append(f"nhid {int.from_bytes(found[_RTA_NH_ID], sys.byteorder)}")
-    if _RTA_GATEWAY in found:
-        words.append(f"via {format_address(found[_RTA_GATEWAY])}")
-    elif _RTA_VIA in found:
-        words.append(f"via inet6 {format_address(found[_RTA_VIA][2:])}")
-    if _RTA_OIF in found and body[0] not in _KINDS:
-        words.append(f"dev {device_name(int.from_bytes(found[_RTA_OIF], sys.byteorder))}")
-    if _RTA_PREFSRC in found:
-        words.append(f"src {format_address(found[_RTA_PREFSRC])}")
+    if RTA_NH_ID in found:
+        words.append(f"nhid {number(found[RTA_NH_ID])}")
+    if RTA_GATEWAY in found:
+        words.append(f"via {format_address(found[RTA_GATEWAY])}")
+    elif RTA_VIA in found:
+        words.append(f"via inet6 {format_address(found[RTA_VIA][2:])}")
+    if RTA_OIF in found and body[0] not in _KINDS:
+        words.append(f"dev {device_name(number(found[RTA_OIF]))}")
+    if RTA_PREFSRC in found:
+        words.append(f"src {format_address(found[RTA_PREFSRC])}")
     return " ".join(words)
 
 
@@ -86,7 +84,7 @@ class OddRoute(msgspec.Struct, frozen=True, gc=False):
     def vague(self) -> bool:
         """Whether the kernel may delete another of its key for it: of IPv6 it takes any that has a nexthop object."""
         return bool(self.beside) and (
-            self.prefix.version == 6 or _RTA_NH_ID in attributes(self.beside, 1, len(self.beside))
+            self.prefix.version == 6 or RTA_NH_ID in attributes(self.beside, 1, len(self.beside))
         )
 
     def __str__(self) -> str:

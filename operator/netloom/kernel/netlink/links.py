@@ -5,8 +5,6 @@ that come at once, and 20 ms to read a node with 100 links; by hand it was a ten
 """
 
 import socket
-import struct
-import sys
 from typing import Any
 
 import msgspec
@@ -17,7 +15,6 @@ from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, decode, encode, nested
 from netloom.kernel.ownership import ENDPOINTS
 
-_LINK = struct.Struct("=BxHiII")  # family, type, ifindex, flags, change
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
 IFF_UP, IFF_NOARP, IFF_LOWER_UP = 1, 1 << 7, 1 << 16
 _IFF_NARROW = 0x10 | IFF_NOARP
@@ -111,8 +108,8 @@ class InterfaceAddress(msgspec.Struct, frozen=True):
 
 def read_name(buffer: bytes, start: int, end: int) -> tuple[int, str]:
     """ifindex and name of an RTM_NEWLINK or RTM_DELLINK, by hand: 2 us, where all of it takes 200."""
-    name = wire.attributes(buffer, start + _LINK.size, end, _IFLA_IFNAME).get(_IFLA_IFNAME, b"")
-    return int(_LINK.unpack_from(buffer, start)[2]), name.rstrip(b"\0").decode(errors="replace")
+    name = wire.attributes(buffer, start + wire.LINK.size, end, _IFLA_IFNAME).get(_IFLA_IFNAME, b"")
+    return int(wire.LINK.unpack_from(buffer, start)[2]), wire.text(name)
 
 
 def is_endpoint(buffer: bytes, start: int, end: int) -> bool:
@@ -152,15 +149,15 @@ def read_link(buffer: bytes, start: int, end: int) -> Link | None:
 
 def _read_endpoint(buffer: bytes, start: int, end: int) -> Link:
     """By hand, as there are hundreds: what others than the endpoints' part may want to know of one."""
-    _family, _type, ifindex, flags, _change = _LINK.unpack_from(buffer, start)
-    found = wire.attributes(buffer, start + _LINK.size, end)
+    _family, _type, ifindex, flags, _change = wire.LINK.unpack_from(buffer, start)
+    found = wire.attributes(buffer, start + wire.LINK.size, end)
     return Link(
-        name=found[_IFLA_IFNAME].rstrip(b"\0").decode(),
+        name=wire.text(found[_IFLA_IFNAME]),
         ifindex=ifindex,
         kind="veth",
         up=bool(flags & IFF_UP),
         running=flags & (IFF_UP | IFF_LOWER_UP) == IFF_UP | IFF_LOWER_UP,
-        mtu=int.from_bytes(found.get(_IFLA_MTU, b""), sys.byteorder),
+        mtu=wire.number(found.get(_IFLA_MTU, b"")),
         mac=found.get(_IFLA_ADDRESS, b""),
     )
 

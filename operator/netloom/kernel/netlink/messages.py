@@ -20,9 +20,11 @@ _LATER = {"multiprocessing": ("Pipe", "Queue", "Process", "shared_memory")}
 with shells("pyroute2", stand_ins={"netlink.nlsocket": _NO_SOCKETS}), imported_later(_LATER):
     from pyroute2.netlink import NLA_F_NESTED, nla, nlmsg
     from pyroute2.netlink.nfnetlink import nftsocket
+    from pyroute2.netlink.rtnl.fibmsg import fibmsg
     from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
     from pyroute2.netlink.rtnl.ndmsg import ndmsg
+    from pyroute2.netlink.rtnl.ndtmsg import ndtmsg
     from pyroute2.netlink.rtnl.rtmsg import LWTUNNEL_ENCAP_IP, rtmsg
 
 __all__ = ["LWTUNNEL_ENCAP_IP", "decode", "encode", "nftsocket"]
@@ -30,10 +32,10 @@ __all__ = ["LWTUNNEL_ENCAP_IP", "decode", "encode", "nftsocket"]
 _TEXT = {"target", "ipaddr", "lladdr", "l2addr"}
 
 
-def _packed(nla_map: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+def _packed(nla_map: Iterable[tuple[Any, ...]]) -> tuple[tuple[Any, ...], ...]:
     """Addresses as bytes. (pyroute2 works out a class's attributes when it is used first, and heirs take that over: of
     a class and an heir with a map of its own only the heir may be used.)"""
-    return tuple((name, "cdata" if kind in _TEXT else kind) for name, kind in nla_map)
+    return tuple((*name, "cdata" if kind in _TEXT else kind) for *name, kind in nla_map)
 
 
 class LinkMessage(ifinfmsg):  # type: ignore[misc]
@@ -55,6 +57,26 @@ class NeighbourMessage(ndmsg):  # type: ignore[misc]
     """`struct ndmsg`, RTM_*NEIGH."""
 
     nla_map = _packed(ndmsg.nla_map)
+
+
+class NeighbourTableMessage(ndtmsg):  # type: ignore[misc]
+    """`struct ndtmsg`, RTM_*NEIGHTBL."""
+
+    class stats(nla):  # type: ignore[misc]
+        """`struct ndt_stats`, with how often the table was full."""
+
+        fields = (*ndtmsg.stats.fields, ("table_fulls", "Q"))
+
+
+class RuleMessage(fibmsg):  # type: ignore[misc]
+    """`struct fib_rule_hdr`, RTM_*RULE."""
+
+    nla_map = _packed(fibmsg.nla_map)
+
+    class port_range(nla):  # type: ignore[misc]
+        """Numbers, where pyroute2 has a text."""
+
+        fields = fibmsg.port_range.fields
 
 
 class IpEncapsulation(nla):  # type: ignore[misc]

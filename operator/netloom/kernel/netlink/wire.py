@@ -4,7 +4,10 @@ A message is a header, a fixed part, and attributes (length, type, value, padded
 uapi headers linux/{netlink,rtnetlink}.h. Integers are in host order.
 """
 
+import socket
 import struct
+import sys
+from collections.abc import Sequence
 
 # Message types.
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -37,12 +40,24 @@ REPLACE, EXCL, CREATE, APPEND = 0x100, 0x200, 0x400, 0x800
 RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE = 1, 2, 7
 RTPROT_KERNEL, RTPROT_STATIC = 2, 4
 RTNH_ONLINK = 4
-RTA_DST, RTA_PRIORITY = 1, 6
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS = 1, 4, 5, 6, 7, 8
+RTA_MULTIPATH, RTA_CACHEINFO, RTA_TABLE, RTA_VIA, RTA_ENCAP, RTA_NH_ID = 9, 12, 15, 18, 22, 30
+RTM_F_LOOKUP_TABLE, RTM_F_FIB_MATCH = 0x1000, 0x2000
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
+NDA_DST, NDA_LLADDR = 1, 2
 NUD_FAILED, NUD_PERMANENT = 0x20, 0x80
 NTF_USE, NTF_PROXY = 0x01, 0x08
 
+SIZES: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 16}
+FAMILIES: dict[int, int] = {size: family for family, size in SIZES.items()}
+"""Bytes of an address by its family, and the family by them."""
+
 ROUTE = struct.Struct("=BBBBBBBBI")
 """rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags."""
+LINK = struct.Struct("=BxHiII")
+"""ifinfomsg: family, type, ifindex, flags, change."""
+NEIGHBOUR = struct.Struct("=BxxxiHBB")
+"""ndmsg: family, ifindex, state, flags, type."""
 
 HEADER = struct.Struct("=IHHII")
 """nlmsghdr: length, type, flags, sequence, port id."""
@@ -56,6 +71,21 @@ _TYPE_MASK = 0x3FFF
 def attribute(kind: int, value: bytes) -> bytes:
     """One nlattr, with what fills it up to a multiple of four bytes."""
     return ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def numbered(messages: Sequence[bytes]) -> list[bytes]:
+    """Requests with the sequence numbers 0, 1, ..."""
+    return [message[:8] + at.to_bytes(4, sys.byteorder) + message[12:] for at, message in enumerate(messages)]
+
+
+def text(value: bytes) -> str:
+    """Of an attribute that ends in a zero."""
+    return value.rstrip(b"\0").decode(errors="replace")
+
+
+def number(value: bytes) -> int:
+    """Of an attribute, in host order; 0 of none (b"")."""
+    return int.from_bytes(value, sys.byteorder)
 
 
 def attributes(buffer: bytes, start: int, end: int, until: int = 0) -> dict[int, bytes]:

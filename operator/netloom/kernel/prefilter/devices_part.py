@@ -250,19 +250,19 @@ class DevicesPart(Part[Prefiltering]):
         """In the thread. All of them in one request, as a device is without a filter between two: what was detached is
         put back where the kernel refuses what was to take its place."""
         before = steps[:-1]
-        refusals = commands.execute([self._message(each, at) for at, each in enumerate(steps)])
+        refusals = commands.execute(wire.numbered([self._message(each) for each in steps]))
         refusal = refusals.get(len(before))
         if refusal is not None and before and not refusals.keys() & set(range(len(before))):
-            back = commands.execute([self._message(Step(each.link, each.mode), at) for at, each in enumerate(before)])
+            back = commands.execute(wire.numbered([self._message(Step(each.link, each.mode)) for each in before]))
             self._stale = self._stale or bool(back)
             self.due = self.due or bool(back)
         return refusal
 
-    def _message(self, step: Step, place: int) -> bytes:
+    def _message(self, step: Step) -> bytes:
         expected = self.filter.descriptor(step.expected) if step.expected else -1
         program = -1 if step.detach else self.filter.descriptor(self._program(step.link.name))
         assert program is not None, "one that is wanted is open"
-        return attach(step.link.ifindex, step.mode, program, expected, sequence=place)
+        return attach(step.link.ifindex, step.mode, program, expected)
 
     def _note(self, link: XdpLink, step: Step, refusal: KernelRefusal | None, outcome: Outcome) -> bool:
         """What came of a step; whether it was done."""

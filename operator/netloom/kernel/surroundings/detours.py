@@ -10,21 +10,21 @@ import errno
 import socket
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 import msgspec
 
 from netloom.cidr import Address, Cidr
 from netloom.kernel.mesh import reader
+from netloom.kernel.mesh.row_readers import read_hops
 from netloom.kernel.netlink import wire
+from netloom.kernel.netlink.messages import RouteMessage, RuleMessage, encode
 from netloom.kernel.netlink.sockets import BATCH, CommandSocket, RefusedError, read_all
+from netloom.kernel.netlink.template import marker, message_template
 from netloom.kernel.netlink.wire import attributes
 from netloom.kernel.ownership import MESH, ROUTE_TABLE
 from netloom.kernel.surroundings.rules import LOCAL_TABLE, REFUSING, PolicyRule, before_main, read_rule
 
-_DST, _SRC, _IIF, _OIF, _GATEWAY, _TABLE, _VIA, _IP_PROTO, _SPORT, _DPORT = 1, 2, 3, 4, 5, 15, 18, 27, 28, 29
-_LOOKUP_TABLE = 0x1000
-"""RTM_F_LOOKUP_TABLE: the answer says in which table the route was. IPv6 always does, and knows no such flag."""
-_RULE_SIZE = 12
 _VERSIONS: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 6}
 
 
@@ -129,9 +129,8 @@ def _detour(
 
 
 def _suspicious(commands: CommandSocket, family: int) -> list[PolicyRule]:
-    request = wire.HEADER.pack(wire.HEADER_SIZE + _RULE_SIZE, wire.RTM_GETRULE, wire.REQUEST, 0, 0)
     try:
-        seen = read_all(commands, request + bytes([family]).ljust(_RULE_SIZE, b"\0"), read_rule)
+        seen = read_all(commands, encode(RuleMessage, wire.RTM_GETRULE, 0, {"family": family}), read_rule)
     except RefusedError:
         return []  # a kernel without policy rules, or without the family
     return before_main([rule for rule in seen if rule.family == family])
@@ -199,28 +198,28 @@ def _ask(commands: CommandSocket, packets: Sequence[RulePacket]) -> list[RouteAn
 
 
 def _question(sequence: int, packet: RulePacket) -> bytes:
-    rule, bits, order = packet.rule, len(packet.destination) * 8, sys.byteorder
-    values = [
-        (_DST, packet.destination),
-        (_SRC, packet.source),
-        (_IIF, packet.iif.to_bytes(4, order) if packet.iif else b""),
-    ]
+    template = _template(packet.rule, len(packet.destination), packet.iif, bool(packet.source))
+    source = (packet.source,) if packet.source else ()
+    return template % (sequence.to_bytes(4, sys.byteorder), packet.destination, *source)
+
+
+@lru_cache
+def _template(rule: PolicyRule, size: int, iif: int, has_source: bool) -> bytes:
+    """Of the questions about one rule: there may be one for each node."""
+    bits, address = size * 8, marker(b"a", size)
+    fields = {"family": rule.family, "dst_len": bits, "src_len": bits if has_source else 0, "tos": rule.tos}
+    fields |= {"flags": wire.RTM_F_LOOKUP_TABLE} if size == 4 else {}  # IPv6 always says it, and knows no such flag
+    asked = {"dst": address, "src": address if has_source else None, "iif": iif}
     if rule.protocol and not rule.inverted:
-        ports = ((_SPORT, rule.source_port), (_DPORT, rule.port))
-        values += [
-            (_IP_PROTO, bytes([rule.protocol])),
-            *((kind, port.to_bytes(2, "big")) for kind, port in ports if port),
-        ]
-    flags = _LOOKUP_TABLE if bits == 32 else 0
-    body = wire.ROUTE.pack(rule.family, bits, bits if packet.source else 0, rule.tos, 0, 0, 0, 0, flags)
-    body += b"".join(wire.attribute(kind, value) for kind, value in values if value)
-    return wire.HEADER.pack(wire.HEADER_SIZE + len(body), wire.RTM_GETROUTE, wire.REQUEST, sequence, 0) + body
+        asked |= {"ip_proto": rule.protocol, "sport": rule.source_port, "dport": rule.port}
+    given = {name: value for name, value in asked.items() if value}
+    return message_template(RouteMessage, wire.RTM_GETROUTE, 0, fields, **given)
 
 
 def _read_answer(kind: int, buffer: bytes, start: int, end: int) -> RouteAnswer:
     if kind == wire.NLMSG_ERROR:
         return RouteAnswer(error=-int.from_bytes(buffer[start : start + 4], sys.byteorder, signed=True))
     found = attributes(buffer, start + wire.ROUTE.size, end)
-    table = int.from_bytes(found[_TABLE], sys.byteorder) if _TABLE in found else buffer[start + 4]
-    gateway = found.get(_GATEWAY) or found.get(_VIA, b"")[2:]
-    return RouteAnswer(table, int.from_bytes(found.get(_OIF, b""), sys.byteorder), gateway)
+    table = wire.number(found[wire.RTA_TABLE]) if wire.RTA_TABLE in found else buffer[start + 4]
+    ((oif, gateway), *_) = read_hops(found)
+    return RouteAnswer(table, oif, gateway)

@@ -5,13 +5,10 @@ can send it elsewhere. Whether one does is not worked out here: the kernel is as
 `detours`). So a rule has to be left out only where no packet of a pod can match it.
 """
 
-import struct
-import sys
-
 import msgspec
 
 from netloom.cidr import Cidr
-from netloom.kernel.netlink.wire import attributes
+from netloom.kernel.netlink.messages import RuleMessage, decode
 from netloom.kernel.ownership import ROUTE_TABLE
 
 LOCAL_TABLE = 255
@@ -19,11 +16,12 @@ _LOOKUP, _GOTO, _NOTHING = 1, 2, 3
 REFUSING = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
 """Actions that end a packet's way (FR_ACT_*, linux/fib_rules.h)."""
 _INVERTED = 2
-_HEADER = struct.Struct("=BBBBBxxBI")  # family, dst_len, src_len, tos, table, action, flags
-_DST, _SRC, _IIF, _PRIORITY, _MARK = 1, 2, 3, 6, 10
-_SUPPRESS_PREFIX, _TABLE, _MASK, _OIF, _L3MDEV = 14, 15, 16, 17, 19
-_PROTOCOL, _SOURCE_PORTS, _PORTS = 22, 23, 24
-_UIDS, _TUNNEL_ID = 20, 12
+_OF_LOCAL_SOCKETS = ("FRA_UID_RANGE", "FRA_OIFNAME", "FRA_TUN_ID")
+_SELECTING = (
+    *("FRA_DST", "FRA_SRC", "FRA_IIFNAME", "FRA_FWMARK", "FRA_L3MDEV", *_OF_LOCAL_SOCKETS),
+    *("FRA_IP_PROTO", "FRA_SPORT_RANGE", "FRA_DPORT_RANGE"),
+)
+_ALL_PORTS = {"start": 0, "end": 0}
 _NEVER = 0xFFFF_FFFF
 _UNREACHABLE = 7
 
@@ -99,38 +97,35 @@ class PolicyRule(msgspec.Struct, frozen=True):
         return self.inverted or not self.mark & self.mask
 
 
-def read_rule(buffer: bytes, start: int, end: int) -> PolicyRule | None:
+def read_rule(buffer: bytes, start: int, _end: int) -> PolicyRule:
     """An RTM_NEWRULE."""
-    family, to_length, from_length, tos, table, action, flags = _HEADER.unpack_from(buffer, start)
-    found = attributes(buffer, start + _HEADER.size, end)
-
-    def number(kind: int, missing: int = 0) -> int:
-        return int.from_bytes(found[kind], sys.byteorder) if kind in found else missing
-
-    selecting = (_DST, _SRC, _IIF, _OIF, _MARK, _UIDS, _TUNNEL_ID, _PROTOCOL, _SOURCE_PORTS, _PORTS, _L3MDEV)
-    selects = bool(tos) or any(kind in found for kind in selecting)
-    incoming = found.get(_IIF, b"").rstrip(b"\0").decode(errors="replace")
-    suppresses = number(_SUPPRESS_PREFIX, _NEVER) != _NEVER
+    seen = decode(RuleMessage, buffer, start)
+    table, action, tos, get = seen["table"], seen["action"], seen["tos"], seen.get_attr
+    source, destination, incoming = get("FRA_SRC"), get("FRA_DST"), get("FRA_IIFNAME") or ""
+    source_ports, ports = (get(name) or _ALL_PORTS for name in ("FRA_SPORT_RANGE", "FRA_DPORT_RANGE"))
+    mark, mask = get("FRA_FWMARK"), get("FRA_FWMASK")
+    selects = bool(tos) or any(get(name) is not None for name in _SELECTING)
+    suppresses = get("FRA_SUPPRESS_PREFIXLEN", _NEVER) != _NEVER
     return PolicyRule(
-        priority=number(_PRIORITY),
-        family=family,
-        table=number(_TABLE, table) if action == _LOOKUP else 0,
+        priority=get("FRA_PRIORITY", 0),
+        family=seen["family"],
+        table=get("FRA_TABLE", table) if action == _LOOKUP else 0,
         action=action,
-        source=Cidr.of(found[_SRC], from_length) if _SRC in found else None,
-        destination=Cidr.of(found[_DST], to_length) if _DST in found else None,
+        source=Cidr.of(source, seen["src_len"]) if source else None,
+        destination=Cidr.of(destination, seen["dst_len"]) if destination else None,
         incoming=incoming,
-        inverted=bool(flags & _INVERTED),
+        inverted=bool(seen["flags"] & _INVERTED),
         # By the user of a local socket, the device that one is bound to, or packets that this machine sends itself.
-        local=_UIDS in found or _OIF in found or incoming == "lo" or _TUNNEL_ID in found,
-        mark=number(_MARK),
-        mask=number(_MASK, _NEVER) if _MARK in found or _MASK in found else 0,
+        local=incoming == "lo" or any(get(name) is not None for name in _OF_LOCAL_SOCKETS),
+        mark=mark or 0,
+        mask=0 if mark is None and mask is None else _NEVER if mask is None else mask,
         tos=tos,
-        protocol=number(_PROTOCOL),
-        source_port=int.from_bytes(found.get(_SOURCE_PORTS, b"")[:2], sys.byteorder),
-        port=int.from_bytes(found.get(_PORTS, b"")[:2], sys.byteorder),
-        last_source_port=int.from_bytes(found.get(_SOURCE_PORTS, b"")[2:], sys.byteorder),
-        last_port=int.from_bytes(found.get(_PORTS, b"")[2:], sys.byteorder),
-        vrf=_L3MDEV in found,
+        protocol=get("FRA_IP_PROTO", 0),
+        source_port=source_ports["start"],
+        port=ports["start"],
+        last_source_port=source_ports["end"],
+        last_port=ports["end"],
+        vrf=get("FRA_L3MDEV") is not None,
         plain=not (selects or suppresses) and action == _LOOKUP,
     )
 

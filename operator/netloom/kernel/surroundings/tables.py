@@ -9,8 +9,6 @@ Connections: with nf_conntrack_max reached, the first packet of a new one is dro
 """
 
 import socket
-import struct
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,18 +16,11 @@ import msgspec
 
 from netloom.kernel.mesh import reader
 from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.messages import NeighbourMessage, encode
+from netloom.kernel.netlink.messages import NeighbourMessage, NeighbourTableMessage, decode, encode
 from netloom.kernel.netlink.sockets import CommandSocket, read_all
-from netloom.kernel.netlink.wire import attributes
 from netloom.kernel.sysctl import Sysctl, read
 
 _FAMILIES: dict[int, str] = {socket.AF_INET: "ipv4", socket.AF_INET6: "ipv6"}
-_BODY = struct.Struct("=B3x")
-_THRESHOLDS, _CONFIG, _STATISTICS = (2, 3, 4), 5, 7
-_ENTRIES_AT, _FULL_AT = 4, 10 * 8
-"""Where `entries` is in struct ndt_config, and `table_fulls` in struct ndt_stats (linux/neighbour.h), in bytes."""
-_PERMANENT_AT, _PERMANENT = 8, 0x80
-
 _PER_POD = 2
 """Neighbours: the pod, on the node, and the node, in the pod."""
 _LEAST = 1024
@@ -97,8 +88,7 @@ class Tables(msgspec.Struct, frozen=True):
 
 def read_tables(commands: CommandSocket, pods: Mapping[str, int], *, native: bool) -> Tables:
     """As they are now. pods: of this node, by family ("ipv4"). native: peers may be neighbours. Raises OSError."""
-    request = wire.HEADER.pack(wire.HEADER_SIZE + _BODY.size, wire.RTM_GETNEIGHTBL, wire.REQUEST, 0, 0)
-    found = read_all(commands, request + _BODY.pack(socket.AF_UNSPEC), _read_table)
+    found = read_all(commands, encode(NeighbourTableMessage, wire.RTM_GETNEIGHTBL, 0, {}), _read_table)
     peers = _native_peers(commands) if native else {}
     neighbours = []
     for table in found:
@@ -118,16 +108,16 @@ def memory_of_machine() -> int:
     return 0
 
 
-def _read_table(buffer: bytes, start: int, end: int) -> NeighbourTable | None:
+def _read_table(buffer: bytes, start: int, _end: int) -> NeighbourTable | None:
     """An RTM_NEWNEIGHTBL of IPv4 or IPv6; None if it is of one device, or another protocol's."""
-    family = _FAMILIES.get(buffer[start])
-    found = attributes(buffer, start + _BODY.size, end)
-    if family is None or _CONFIG not in found:
+    seen = decode(NeighbourTableMessage, buffer, start)
+    family, config = _FAMILIES.get(seen["family"]), seen.get_attr("NDTA_CONFIG")
+    if family is None or config is None:
         return None
-    first, second, third = (int.from_bytes(found.get(kind, b""), sys.byteorder) for kind in _THRESHOLDS)
-    entries = int.from_bytes(found[_CONFIG][_ENTRIES_AT : _ENTRIES_AT + 4], sys.byteorder)
-    refused = int.from_bytes(found.get(_STATISTICS, b"")[_FULL_AT : _FULL_AT + 8], sys.byteorder)
-    return NeighbourTable(family, (first, second, third), entries, refused=refused)
+    first, second, third = (seen.get_attr(name, 0) for name in ("NDTA_THRESH1", "NDTA_THRESH2", "NDTA_THRESH3"))
+    statistics = seen.get_attr("NDTA_STATS")
+    refused = statistics["table_fulls"] if statistics else 0
+    return NeighbourTable(family, (first, second, third), config["entries"], refused=refused)
 
 
 def _native_peers(commands: CommandSocket) -> dict[str, int]:
@@ -143,11 +133,8 @@ def _passing(commands: CommandSocket, family: str) -> int:
     """Those of this namespace that are not permanent."""
     number = next(number for number, name in _FAMILIES.items() if name == family)
     request = encode(NeighbourMessage, wire.RTM_GETNEIGH, 0, {"family": number})
-    return sum(read_all(commands, request, lambda buffer, start, _end: not _is_permanent(buffer, start)))
-
-
-def _is_permanent(buffer: bytes, start: int) -> bool:
-    return bool(int.from_bytes(buffer[start + _PERMANENT_AT : start + _PERMANENT_AT + 2], sys.byteorder) & _PERMANENT)
+    states = read_all(commands, request, lambda buffer, start, _end: wire.NEIGHBOUR.unpack_from(buffer, start)[2])
+    return sum(not state & wire.NUD_PERMANENT for state in states)
 
 
 def _read_conntrack() -> Conntrack | None:
