@@ -3,14 +3,24 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from netloom.api.problem import Problem
-from netloom.cidr import Cidr, Version, format_address, is_address, parse_address, split
+from netloom.cidr import (
+    LINK_LOCAL,
+    LOOPBACK,
+    MULTICAST,
+    Cidr,
+    Version,
+    format_address,
+    is_address,
+    parse_address,
+    split,
+)
 
 NodeAddresses = Mapping[str, Iterable[str]]
 """Addresses of nodes, by the node's name. A text that is no address is passed over: it is the node's fault."""
 
 RESERVED: dict[Version, tuple[Cidr, ...]] = {
-    4: tuple(map(Cidr.parse, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4"))),
-    6: tuple(map(Cidr.parse, ("::/8", "fe80::/10", "ff00::/8"))),
+    4: (Cidr.parse("0.0.0.0/8"), LOOPBACK[4], LINK_LOCAL[4], MULTICAST[4]),
+    6: (Cidr.parse("::/8"), LINK_LOCAL[6], MULTICAST[6]),
 }
 """Addresses with a meaning of their own, which no pod can have (RFC 6890, RFC 4291)."""
 

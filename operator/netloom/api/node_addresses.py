@@ -4,21 +4,14 @@ A kubelet reports what it finds, and a virtual kubelet what it likes: 127.0.0.1,
 them leads to the node, and a kernel refuses most of them as a nexthop, in words that name nobody.
 """
 
-from netloom.cidr import Address, Cidr
+from netloom.cidr import LINK_LOCAL, LOOPBACK, MULTICAST, Address, Cidr
 
-_UNUSABLE: tuple[tuple[Cidr, str], ...] = tuple(
-    (Cidr.parse(cidr), what)
-    for cidr, what in (
-        ("0.0.0.0/8", "no address of a machine"),
-        ("127.0.0.0/8", "a loopback address"),
-        ("169.254.0.0/16", "a link-local address"),
-        ("224.0.0.0/4", "a multicast address"),
-        ("255.255.255.255/32", "the broadcast address"),
-        ("::/128", "no address of a machine"),
-        ("::1/128", "a loopback address"),
-        ("fe80::/10", "a link-local address"),
-        ("ff00::/8", "a multicast address"),
-    )
+_UNUSABLE: tuple[tuple[Cidr, str], ...] = (
+    *((Cidr.parse(cidr), "no address of a machine") for cidr in ("0.0.0.0/8", "::/128")),
+    *((cidr, "a loopback address") for cidr in LOOPBACK.values()),
+    *((cidr, "a link-local address") for cidr in LINK_LOCAL.values()),
+    *((cidr, "a multicast address") for cidr in MULTICAST.values()),
+    (Cidr.parse("255.255.255.255/32"), "the broadcast address"),
 )
 """RFC 6890, RFC 4291. The rest of 240.0.0.0/4 is no more reserved in practice: clouds number machines by it."""
 _FIRST_BYTES = frozenset(

@@ -41,7 +41,11 @@ class CidrError(ValueError):
 
 
 class MappedAddressError(CidrError):
-    """An IPv4 address written as IPv6 (`::ffff:10.0.0.1`)."""
+    """An IPv4 address written as IPv6 (`::ffff:10.0.0.1`); `address` is the former."""
+
+    def __init__(self, message: str, address: Address = b"") -> None:
+        super().__init__(message)
+        self.address = address
 
 
 class Cidr(msgspec.Struct, frozen=True, order=True, gc=False):
@@ -129,7 +133,8 @@ def parse_address(text: str) -> Address:
     except (OSError, ValueError):
         raise CidrError(f"{text!r} is not an IP address") from None
     if len(address) == 16 and address.startswith(_MAPPED):
-        raise MappedAddressError(f"{text!r} is not an IP address of its own, but an IPv4 address written as IPv6")
+        why = f"{text!r} is not an IP address of its own, but an IPv4 address written as IPv6"
+        raise MappedAddressError(why, address[12:])
     return address
 
 
@@ -183,3 +188,14 @@ def split(text: str) -> tuple[Address, int]:
         version, width = (4, 32) if len(packed) == 4 else (6, 128)
         raise CidrError(f"{text!r}: an IPv{version} prefix has at most {width} bits")
     return packed, length
+
+
+LOOPBACK: Final[dict[Version, Cidr]] = {4: Cidr.parse("127.0.0.0/8"), 6: Cidr.parse("::1/128")}
+LINK_LOCAL: Final[dict[Version, Cidr]] = {4: Cidr.parse("169.254.0.0/16"), 6: Cidr.parse("fe80::/10")}
+MULTICAST: Final[dict[Version, Cidr]] = {4: Cidr.parse("224.0.0.0/4"), 6: Cidr.parse("ff00::/8")}
+"""RFC 6890, RFC 4291."""
+
+
+def is_loopback(address: Address) -> bool:
+    """Whether it is of a machine's own loopback device."""
+    return LOOPBACK[version_of(address)].holds(address)

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from netloom.cidr import WIDTH, Address, Cidr, Version, format_address
+from netloom.cidr import LINK_LOCAL, WIDTH, Address, Cidr, Version, format_address
 from netloom.cidr.interval_set import highest
 from netloom.prefilter.lookup import holding
 from netloom.prefilter.merged import Merged
@@ -29,7 +29,7 @@ class Lifeline(NamedTuple):
 
 
 EVERYBODY = "it drops everybody's packets"
-LINK_LOCAL = Lifeline(Cidr.parse("fe80::/10"), "link-local neighbours, by whom IPv6 finds its ways", inside=True)
+NEIGHBOURS = Lifeline(LINK_LOCAL[6], "link-local neighbours, by whom IPv6 finds its ways", inside=True)
 
 
 class WithheldEntry(NamedTuple):
@@ -142,4 +142,4 @@ def lifelines_of(
     found += [Lifeline(Cidr.of(address), "a gateway of this node") for address in gateways]
     found += [Lifeline(Cidr.of(address), f"an address of node {name}") for address, name in peers]
     found += [Lifeline(cidr, f"of pods on node {name}") for cidr, name in pods]
-    return (*found, LINK_LOCAL)
+    return (*found, NEIGHBOURS)

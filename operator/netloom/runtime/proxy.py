@@ -4,17 +4,15 @@ They are those of Go's golang.org/x/net/http/httpproxy, which client-go follows;
 `trust_env`) know no networks and no ports. A message names the proxy, and never the password in its address.
 """
 
-import contextlib
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 from yarl import URL
 
+from netloom.cidr import Address, Cidr, CidrError, MappedAddressError, is_loopback, parse_address
 from netloom.runtime.errors import ConfigError
 
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -54,16 +52,15 @@ def exempt(host: str, port: int, no_proxy: str) -> bool:
     """Whether $NO_PROXY, or its being this machine, keeps a host (a name or an address) from the proxy."""
     host = host.lower().strip("[]")
     address = _address(host.partition("%")[0])
-    if host == "localhost" or (address is not None and address.is_loopback):
+    if host == "localhost" or (address is not None and is_loopback(address)):
         return True
     entries = [entry.strip().lower() for entry in no_proxy.split(",")]
     return "*" in entries or any(_covers(entry, host, address, port) for entry in entries if entry)
 
 
-def _covers(entry: str, host: str, address: _Address | None, port: int) -> bool:
-    if "/" in entry:
-        with contextlib.suppress(ValueError):
-            return address is not None and address in ipaddress.ip_network(entry, strict=False)
+def _covers(entry: str, host: str, address: Address | None, port: int) -> bool:
+    if (network := Cidr.masked(entry)) is not None:
+        return address is not None and network.holds(address)
     name, only = _split_port(entry)
     if not name or only not in ("", str(port)):
         return False
@@ -75,13 +72,14 @@ def _covers(entry: str, host: str, address: _Address | None, port: int) -> bool:
     return host.endswith(name) if name.startswith(".") else host == name or host.endswith(f".{name}")
 
 
-def _address(text: str) -> _Address | None:
-    """The address; of an IPv4-mapped IPv6 address, the IPv4 address."""
+def _address(text: str) -> Address | None:
+    """The address; of an IPv4 address written as IPv6, the former."""
     try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
+        return parse_address(text)
+    except MappedAddressError as error:
+        return error.address
+    except CidrError:
         return None
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _split_port(entry: str) -> tuple[str, str]:

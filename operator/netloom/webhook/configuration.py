@@ -7,7 +7,6 @@ patch names the uid of the object that was seen, and the API server refuses to c
 
 import base64
 import binascii
-import ipaddress
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from netloom.api.admissionregistration import (
     ValidatingWebhookConfiguration,
     WebhookClientConfig,
 )
+from netloom.cidr import CidrError, format_address, parse_address
 from netloom.runtime.client import Api
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch, WatchTiming
@@ -124,8 +124,8 @@ def host_of(url: str) -> str:
         host = (URL(url).raw_host or "").rstrip(".")
     except ValueError:
         return ""
-    with suppress(ValueError):
-        return str(ipaddress.ip_address(host))
+    with suppress(CidrError):
+        return format_address(parse_address(host))
     return host
 
 

@@ -50,6 +50,7 @@ WATCH = {"watch": "1", "resourceVersion": "100"}
         ("1.2.3", "", "1.2.3.4 4.1.2.3"),
         ("b\u00fccher.example", "xn--bcher-kva.example a.xn--bcher-kva.example", "bucher.example"),
         ("nonsense/8,:443,, ,300.0.0.0/8,10.0.0.0/99,a:b:c", "", "10.0.0.1 example.org 2001:db8::1"),
+        ("10.0.0.0/255.0.0.0,10.0.0.0/0.255.255.255", "", "10.0.0.1"),  # no masks, as in Go
         (" 10.0.0.1 ,\texample.org ", "10.0.0.1 example.org", "10.0.0.2"),
     ],
 )

@@ -138,10 +138,11 @@ async def test_without_a_namespace_nothing_is_given(node: Node) -> None:
 
 async def test_plugins_ahead_may_have_made_other_interfaces(node: Node) -> None:
     loopback = {"interfaces": [{"name": "lo", "sandbox": "/run/netns/c1"}], "cniVersion": "1.1.0"}
-    loopback["ips"] = [{"address": "127.0.0.1/8", "interface": 0}, {"address": "::1/128", "interface": 0}]
+    ours = ("127.0.0.1/8", "::1/128", "0:0:0:0:0:0:0:1/128")
+    loopback["ips"] = [{"address": address, "interface": 0} for address in ours]
     got = await node.ask("ADD", prevResult=loopback)
     assert [each["name"] for each in got["interfaces"]] == ["lo", device_of("c1", "eth0"), "eth0"]
-    assert [each["interface"] for each in got["ips"]] == [0, 0, 2]
+    assert [each["interface"] for each in got["ips"]] == [0, 0, 0, 2]
 
 
 @pytest.mark.parametrize(

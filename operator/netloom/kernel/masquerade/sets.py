@@ -9,14 +9,14 @@ from types import MappingProxyType
 
 import msgspec
 
-from netloom.cidr import VERSIONS, Cidr, format_address
+from netloom.cidr import LINK_LOCAL, MULTICAST, VERSIONS, Cidr, format_address
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.keeper.transaction import ELEMENT, Write
 from netloom.kernel.masquerade.outermost import OutermostCidrs, cidr_of, keys
 from netloom.kernel.masquerade.ruleset import SETS, SIZES, TABLE, Families, size_of
 from netloom.kernel.netlink.nftables import DELSETELEM, END, NEWSETELEM, START, ElementMessages
 
-NEVER_MASQUERADED = tuple(map(Cidr.parse, ("224.0.0.0/4", "fe80::/10", "ff00::/8")))
+NEVER_MASQUERADED = (MULTICAST[4], LINK_LOCAL[6], MULTICAST[6])
 """Multicast, whose receivers have to see who sends, and what no node forwards.
 
 Not 169.254.0.0/16: clouds' metadata, name and time servers have addresses of it (169.254.169.254), and answer no pod by

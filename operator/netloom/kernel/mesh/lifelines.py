@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import msgspec
 
-from netloom.cidr import WIDTH, Address, Cidr, Version, format_address, version_of
+from netloom.cidr import LINK_LOCAL, MULTICAST, WIDTH, Address, Cidr, Version, format_address, version_of
 from netloom.cidr.interval_set import span
 
 WIDEST: dict[Version, int] = {4: 8, 6: 16}
@@ -30,8 +30,6 @@ WIDEST: dict[Version, int] = {4: 8, 6: 16}
 NEAR: dict[Version, int] = {4: 16, 6: 32}
 """Of so many leading bits it is remembered whether a lifeline has them."""
 _FEW = 32
-_LINK_LOCAL = (Cidr.parse("169.254.0.0/16"), Cidr.parse("fe80::/10"))
-_MULTICAST = (Cidr.parse("224.0.0.0/4"), Cidr.parse("ff00::/8"))
 
 
 class Device(msgspec.Struct, frozen=True):
@@ -270,4 +268,4 @@ class Lifelines:
 
 def is_link_local(prefix: Cidr) -> bool:
     """Whether it is of no network of its own: link-local, or multicast."""
-    return any(each.contains(prefix) for each in (*_LINK_LOCAL, *_MULTICAST))
+    return any(each[prefix.version].contains(prefix) for each in (LINK_LOCAL, MULTICAST))

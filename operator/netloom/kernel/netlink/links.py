@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from netloom.cidr import Address, format_address
+from netloom.cidr import LINK_LOCAL, Address, format_address, version_of
 from netloom.kernel.mac import Mac
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, decode, encode, nested
@@ -22,12 +22,8 @@ _IFF_NARROW = 0x10 | IFF_NOARP
 _DEPRECATED, _PERMANENT = 0x20, 0x80
 _GENERATE_NO_ADDRESS = 1
 _NO_DUPLICATE_DETECTION = 2
-_SCOPE_LINK = 253
 _ODD = {"vxlan": ("LEARNING", "learning"), "geneve": ("INNER_PROTO_INHERIT", "innerprotoinherit")}
 """What is never set on a tunnel device: the attribute, and its name for `ip`."""
-_LINK_LOCAL = b"\xfe\x80" + bytes(6)
-"""Of IPv6: fe80::/64."""
-_LINK_LOCALS = (b"\xa9\xfe", b"\xfe\x80")
 _ALL_REASONS = (1 << 32) - 1
 
 
@@ -83,8 +79,8 @@ class LocalAddress(msgspec.Struct, frozen=True):
 
     @property
     def is_link_local(self) -> bool:
-        """169.254.0.0/16, fe80::/16."""
-        return self.address[:2] in _LINK_LOCALS
+        """Of no network of its own."""
+        return LINK_LOCAL[version_of(self.address)].holds(self.address)
 
     @property
     def family(self) -> int:
@@ -245,9 +241,9 @@ def delete_link(ifindex: int, *, netns: int = -1) -> bytes:
 def put_address(ifindex: int, local: LocalAddress) -> bytes:
     """`ip address replace`. IPv6: without duplicate address detection, which a tunnel cannot do, and waits for."""
     fields = {"family": local.family, "prefixlen": local.length, "index": ifindex}
-    fields["scope"] = _SCOPE_LINK if local.address.startswith(_LINK_LOCAL) else 0
     attributes: dict[str, Any] = {"local": local.address, "address": local.address}
     if local.family == socket.AF_INET6:
+        fields["scope"] = wire.RT_SCOPE_LINK if local.is_link_local else wire.RT_SCOPE_UNIVERSE
         attributes["flags"] = _NO_DUPLICATE_DETECTION
     return encode(AddressMessage, wire.RTM_NEWADDR, wire.CREATE | wire.REPLACE, fields, **attributes)
 

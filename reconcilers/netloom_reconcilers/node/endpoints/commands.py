@@ -22,7 +22,7 @@ import structlog
 from msgspec.structs import replace
 from prometheus_client import Histogram
 
-from netloom.cidr import format_address
+from netloom.cidr import addresses_in, format_address, is_loopback
 from netloom.kernel.endpoints.endpoint import Endpoint, Reason, WiringFailed, device_of
 from netloom.runtime.metrics import REGISTRY
 from netloom_reconcilers.node.addresses.service import AddressService, NoAddress
@@ -250,7 +250,7 @@ def _check_chain(before: Result | None, call: Call) -> None:
     if before is None:
         return
     same = [each.name for each in before.interfaces or () if each.name == call.ifname and each.sandbox == call.netns]
-    addresses = [each for each in before.addresses() if not (each.startswith("127.") or each == "::1")]
+    addresses = [each for each in before.addresses() if not any(map(is_loopback, addresses_in([each])))]
     if same or addresses:
         what = f"interface {same[0]}" if same else f"addresses ({', '.join(addresses)})"
         raise CniError(

@@ -11,12 +11,11 @@ import msgspec
 
 from netloom.api.participation import chosen
 from netloom.api.v1alpha1 import NetloomPrefilter
-from netloom.cidr import Address, Cidr
+from netloom.cidr import Address, is_loopback
 from netloom.kernel.mesh.lifelines import NodeNetwork
 from netloom.kernel.prefilter.prefiltering import DeviceWish, Mode
 
 _NEVER = ("lo",)
-_LOOPBACK = (Cidr.parse("127.0.0.0/8"), Cidr.parse("::1/128"))
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -38,14 +37,10 @@ def machine_of(around: NodeNetwork, known_by: Collection[Address]) -> Machine:
     return Machine(
         tuple(sorted(devices.values())),
         tuple(sorted(devices[index] for index in main if index in devices)),
-        frozenset(address for _, address in around.addresses if not _is_loopback(address)),
+        # From there no packet comes by a device. (Loopback may have others, as routing daemons put them there.)
+        frozenset(address for _, address in around.addresses if not is_loopback(address)),
         frozenset(gateway for route, _, gateway in hops if gateway and route.wide),
     )
-
-
-def _is_loopback(address: Address) -> bool:
-    """No packet from there comes by a device. (Loopback may have others, as routing daemons put them there.)"""
-    return any(each.holds(address) for each in _LOOPBACK)
 
 
 def devices_of(patterns: Sequence[str], machine: Machine) -> tuple[str, ...]:
