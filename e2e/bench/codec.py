@@ -10,15 +10,24 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+import time
 import timeit
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from pyroute2.netlink import NLA_F_NESTED, nlmsg
+from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
+
 from netloom.cidr import Cidr
+from netloom.kernel.endpoints import link_messages
+from netloom.kernel.endpoints.endpoint import Endpoint
+from netloom.kernel.forwarding.expressions import rules_of
+from netloom.kernel.mac import format_mac
+from netloom.kernel.masquerade import begun_flows
 from netloom.kernel.masquerade.outermost import keys
 from netloom.kernel.mesh import row_messages, row_readers
 from netloom.kernel.mesh.rows import Nexthop, RouteContent
-from netloom.kernel.netlink import links, nftables
+from netloom.kernel.netlink import expressions, links, netconf, nftables
 from netloom.kernel.netlink.messages import (
     LWTUNNEL_ENCAP_IP,
     AddressMessage,
@@ -36,10 +45,13 @@ from netloom.kernel.netlink.template import TemplateReader
 from netloom.kernel.netlink.wire import (
     HEADER_SIZE,
     RTM_GETLINK,
+    RTM_GETNETCONF,
     RTM_NEWADDR,
+    RTM_NEWLINK,
     RTM_NEWNEIGH,
     RTM_NEWNEXTHOP,
     RTM_NEWROUTE,
+    attribute,
 )
 from netloom_e2e import bench
 
@@ -54,7 +66,7 @@ def _us(work: Callable[[int], object], rounds: int, times: int = _NUMBER) -> flo
         for number in range(times):
             work(number)
 
-    return round(min(timeit.repeat(run, number=1, repeat=rounds)) / times * 1e6, 2)
+    return round(min(timeit.repeat(run, timer=time.process_time, number=1, repeat=rounds)) / times * 1e6, 2)
 
 
 def _address(number: int) -> bytes:
@@ -175,6 +187,103 @@ def _elements(rounds: int) -> dict[str, dict[str, float]]:
     }
 
 
+class NetconfByPyroute2(nlmsg):  # type: ignore[misc]
+    """`struct netconfmsg`, linux/netconf.h, of which pyroute2 has no class."""
+
+    prefix = "NETCONFA_"
+    fields = (("family", "B"), ("__padding", "3x"))
+    nla_map = tuple((f"NETCONFA_{name}", "int32") for name in ("UNSPEC", "IFINDEX", "FORWARDING", "RP_FILTER"))
+
+
+def _dumped(request: bytes) -> bytes:
+    """The first message of an answer."""
+    found: list[bytes] = []
+    commands = CommandSocket()
+    commands.dump(request, lambda _kind, buffer, start, end: found.append(buffer[start - HEADER_SIZE : end]))
+    commands.close()
+    return found[0]
+
+
+def _of_devices(rounds: int) -> dict[str, dict[str, float]]:
+    """What is told of each device, of which pods bring some, and what makes a pod's."""
+    lo = _dumped(link_messages.dump_links())
+    switches = _dumped(encode(NetconfByPyroute2, RTM_GETNETCONF, 0, {"family": 2}))
+    pod = Endpoint(container="c" * 64, interface="eth0", addresses=(_address(1),), mtu=1450)
+
+    def end(_number: int) -> None:
+        seen = decode(LinkMessage, lo, HEADER_SIZE)
+        for name in ("IFLA_IFNAME", "IFLA_MTU", "IFLA_ADDRESS", "IFLA_IFALIAS", "IFLA_MASTER", "IFLA_LINKINFO"):
+            seen.get_attr(name)
+        seen.get_nested("IFLA_AF_SPEC", "AF_INET")
+        seen.get_nested("IFLA_AF_SPEC", "AF_INET6", "IFLA_INET6_CONF")
+
+    def pair(number: int) -> None:
+        peer = nested(IFLA_IFNAME="eth0", IFLA_ADDRESS=format_mac(pod.pod_mac), IFLA_MTU=1450, IFLA_NET_NS_FD=number)
+        info = nested(IFLA_INFO_KIND="veth", IFLA_INFO_DATA=nested(VETH_INFO_PEER=peer))
+        about = {"ifname": pod.device, "address": pod.host_mac, "mtu": 1450, "linkinfo": info}
+        encode(LinkMessage, RTM_NEWLINK, 0x600, {}, **about)
+
+    def netconf_(_number: int) -> None:
+        seen = decode(NetconfByPyroute2, switches, HEADER_SIZE)
+        for name in ("NETCONFA_IFINDEX", "NETCONFA_FORWARDING", "NETCONFA_RP_FILTER"):
+            seen.get_attr(name)
+
+    return {
+        "decode a link as a pod's": {
+            "pyroute2": _us(end, rounds, 100),
+            "by hand": _us(lambda _number: link_messages.read_end(lo, HEADER_SIZE, len(lo)), rounds),
+        },
+        "encode a pod's pair": {
+            "pyroute2": _us(pair, rounds, 100),
+            "by hand": _us(lambda number: link_messages.create_pair(pod, number), rounds),
+        },
+        "decode switches of a device": {
+            "pyroute2": _us(netconf_, rounds, 100),
+            "by hand": _us(lambda _number: netconf.read_netconf(switches, HEADER_SIZE, len(switches)), rounds),
+        },
+    }
+
+
+def _of_filters(rounds: int) -> dict[str, dict[str, float]]:
+    """A rule of somebody's forward filter, and an entry of the table of connections: there may be thousands."""
+    asked = expressions.address_within(_address(1), 24) + expressions.counter()
+    asked += expressions.verdict(expressions.ACCEPT)
+    rule = nftables.request(nftables.NEWRULE, table="filter", chain="FORWARD", handle=7, expressions=asked)
+    here, there = _address(1), _address(2)
+    tuples = (
+        attribute(kind | NLA_F_NESTED, attribute(1 | NLA_F_NESTED, attribute(1, source) + attribute(2, target)))
+        for kind, source, target in ((1, here, there), (2, there, here))
+    )
+    flow = begun_flows.message(1, 4, b"".join(tuples) + attribute(3, bytes([0, 0, 0, 8])) + attribute(12, bytes(4)))
+
+    def values(of: Any) -> None:
+        for name, _value in of["attrs"]:
+            value = of.get_attr(name)
+            if hasattr(value, "get_attr"):
+                values(value)
+
+    def by_class(_number: int) -> None:
+        for expression in decode(nftsocket.nft_rule_msg, rule, HEADER_SIZE).get_attr("NFTA_RULE_EXPRESSIONS"):
+            values(expression)
+
+    def connection(_number: int) -> None:
+        seen = decode(nfct_msg, flow, HEADER_SIZE)
+        seen.get_attr("CTA_STATUS")
+        for name in ("CTA_TUPLE_ORIG", "CTA_TUPLE_REPLY"):
+            seen.get_nested(name, "CTA_TUPLE_IP", "CTA_IP_V4_SRC")
+
+    return {
+        "decode a rule of a filter": {
+            "pyroute2": _us(by_class, rounds, 50),
+            "by hand": _us(lambda _number: rules_of(7, asked, lambda _: None), rounds),
+        },
+        "decode a connection": {
+            "pyroute2": _us(connection, rounds, 100),
+            "by hand": _us(lambda _number: begun_flows.read_flow(4, flow, HEADER_SIZE, len(flow)), rounds),
+        },
+    }
+
+
 def _others(rounds: int) -> dict[str, dict[str, float]]:
     """What is left to pyroute2: as it is read, with all that is asked for."""
     fields = {"family": 2, "prefixlen": 24, "index": 7}
@@ -204,7 +313,7 @@ def run(rounds: int) -> dict[str, Any]:
     result: dict[str, dict[str, float]] = {}
     for kind in KINDS:
         result |= kind.cost(rounds)
-    result |= _elements(rounds) | _others(rounds)
+    result |= _elements(rounds) | _of_devices(rounds) | _of_filters(rounds) | _others(rounds)
     columns = ("pyroute2", "by hand", "template")
     rows = [(what, *(str(figures.get(column, "")) for column in columns)) for what, figures in result.items()]
     console.print(bench.table("CPU time of one message, us", ("message", *columns), rows))

@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from netloom.api.events import ObjectReference
-from netloom.api.meta import Condition, Resource
+from netloom.api.meta import Condition, Resource, condition_of
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode, NetloomPrefilter
 from netloom.runtime.client import Api
@@ -69,7 +69,7 @@ class Conditions:
         field manager owns as well."""
         meta = obj.metadata
         status = status or ("Unknown" if good is None else "True" if good else "False")
-        old = next((each for each in obj.status.conditions if each.type == type_), None)
+        old = condition_of(obj.status.conditions, type_)
         message = message[:MESSAGE_LIMIT]
         same = all(getattr(obj.status, name) == value for name, value in beside.items())
         same &= not observes or (old is not None and old.observed_generation == meta.generation)

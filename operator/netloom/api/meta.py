@@ -5,6 +5,7 @@ of the fields that are used 3 us and 0.9 KiB. Unknown fields are skipped, so a n
 Field names are the wire's names in snake case; `rename="camel"` translates them.
 """
 
+from collections.abc import Iterable
 from typing import Generic, Literal, Protocol, TypeVar
 
 import msgspec
@@ -54,6 +55,15 @@ class Condition(Struct, frozen=True):
     message: str
     last_transition_time: str
     observed_generation: int = 0
+
+
+READY, DATAPLANE_READY, POD_TRAFFIC_PASSES = "Ready", "DataplaneReady", "PodTrafficPasses"
+"""Types of conditions that one module writes and others read."""
+
+
+def condition_of(conditions: Iterable[Condition], type_: str) -> Condition | None:
+    """That of this type; None where nobody has said it yet."""
+    return next((each for each in conditions if each.type == type_), None)
 
 
 class LabelRequirement(Struct, frozen=True):

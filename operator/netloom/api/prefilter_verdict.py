@@ -8,7 +8,7 @@ for and is not to be had.
 
 from collections.abc import Iterable, Iterator
 
-from netloom.api.cluster_facts import ObjectProblem
+from netloom.api.meta import READY
 from netloom.api.v1alpha1 import NetloomNode, NetloomPrefilter
 from netloom.api.words import SHOWN
 
@@ -21,7 +21,7 @@ def problems(prefilters: Iterable[NetloomPrefilter]) -> Iterator[ObjectProblem]:
     """In the order of their names. That there is no operator who would judge them is said elsewhere."""
     for each in sorted(prefilters, key=lambda each: each.metadata.name):
         name, conditions = each.metadata.name, {one.type: one for one in each.status.conditions}
-        ready = conditions.get("Ready")
+        ready = conditions.get(READY)
         if ready is None or ready.observed_generation != each.metadata.generation:
             why = "no operator has said how it fares" + (" since it was changed" if ready is not None else "")
             way = "If that lasts, look whether `netloom operator` runs, with its feature prefilters."

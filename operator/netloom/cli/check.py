@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from netloom.api.errors import UserError
+from netloom.api.meta import POD_TRAFFIC_PASSES, condition_of
 from netloom.api.v1alpha1 import NETLOOM_NODES
 from netloom.cli import local_agent
 from netloom.cli.status_text import safe
@@ -21,7 +22,6 @@ from netloom_reconcilers.node.probing.findings import Finding, sentences
 EXIT_PASSES, EXIT_PROBLEMS, EXIT_NOT_ASKED = 0, 1, 3
 """Exit statuses; the last says that nobody could look."""
 
-CONDITION = "PodTrafficPasses"
 _TIMEOUT = aiohttp.ClientTimeout(total=300)
 """A peer that does not answer takes some seconds, eight of them at once."""
 
@@ -115,8 +115,12 @@ async def from_elsewhere(kubeconfig: str | None, context: str | None, node: str)
             raise UserError(f"there is no NetloomNode {node}.") from error
         except ApiError as error:
             raise UserError(f"NetloomNode {node} could not be read: {error}") from error
-    said = next((each for each in found.status.conditions if each.type == CONDITION), None)
-    what = f"{CONDITION}={said.status} {said.reason}: {said.message}" if said else f"no condition {CONDITION} yet"
+    said = condition_of(found.status.conditions, POD_TRAFFIC_PASSES)
+    what = (
+        f"{POD_TRAFFIC_PASSES}={said.status} {said.reason}: {said.message}"
+        if said
+        else f"no condition {POD_TRAFFIC_PASSES} yet"
+    )
     look = (
         f"To look now, run `netloom check` in the agent's pod of that node: kubectl exec in the pod that "
         f"`kubectl get pods -A -o wide --field-selector spec.nodeName={node}` shows."

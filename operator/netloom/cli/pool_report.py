@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from netloom.api.errors import UserError
+from netloom.api.meta import READY, condition_of
 from netloom.api.v1alpha1 import NETLOOM_NODES, POOLS, NetloomIPPool, NetloomNode, PoolUsage
 from netloom.cli.status_text import aligned, safe
 from netloom.runtime.client import Api
@@ -68,7 +69,7 @@ async def holders_of(kubeconfig: str | None, context: str | None, name: str) -> 
 
 def pool_of(obj: NetloomIPPool) -> PoolReport:
     """As its status says."""
-    ready = next((each for each in obj.status.conditions if each.type == "Ready"), None)
+    ready = condition_of(obj.status.conditions, READY)
     both = (("IPv4", obj.spec.ipv4, obj.status.ipv4), ("IPv6", obj.spec.ipv6, obj.status.ipv6))
     return PoolReport(
         name=obj.metadata.name,

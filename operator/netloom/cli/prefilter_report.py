@@ -7,7 +7,7 @@ import msgspec
 
 from netloom.api.core import NODES, Node
 from netloom.api.errors import UserError
-from netloom.api.meta import Condition
+from netloom.api.meta import READY, Condition, condition_of
 from netloom.api.participation import takes_part
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
@@ -95,10 +95,10 @@ async def prefilters(kubeconfig: str | None, context: str | None) -> tuple[Shown
 def shown(obj: NetloomPrefilter, nodes: Iterable[NetloomNode]) -> Shown:
     """As its status and those of the nodes say."""
     status = obj.status
-    ready = next((each for each in status.conditions if each.type == "Ready"), None)
+    ready = condition_of(status.conditions, READY)
     if ready is not None and ready.observed_generation != obj.metadata.generation:
         said = "no operator has looked at it since it was changed"
-        ready = Condition("Ready", "Unknown", "NotYetJudged", said, ready.last_transition_time)
+        ready = Condition(READY, "Unknown", "NotYetJudged", said, ready.last_transition_time)
     reports = [(node, each) for node in nodes for each in _filters(node) if each.name == obj.metadata.name]
     return Shown(
         name=obj.metadata.name,

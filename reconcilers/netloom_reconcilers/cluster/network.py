@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from netloom.api.cidrs import check_nodes_outside
 from netloom.api.ipam_modes import IpamMode, mode_of
+from netloom.api.meta import READY
 from netloom.api.odd_addresses import in_pod_cidr, is_usable
 from netloom.api.problem import Problem, Severity
 from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork
@@ -106,7 +107,7 @@ class NetworkReconciler(Member):
         message = " ".join([*good, *(said(problem, _NETWORK) for problem in problems)])
         good_enough, warns = not errors, bool(problems)
         written = await self._conditions.set(
-            NETWORKS, network, "Ready", good_enough, reason, message, warns=warns and good_enough
+            NETWORKS, network, READY, good_enough, reason, message, warns=warns and good_enough
         )
         self._told, self._told_at = (good_enough, reason), self._clock()
         if written is not None:
@@ -117,7 +118,7 @@ class NetworkReconciler(Member):
         """Says so at the network, without a look at anything that may have crashed."""
         if (network := self._networks.get(NETWORK_NAME)) is not None:
             problem = _crashed(crash)
-            await self._conditions.set(NETWORKS, network, "Ready", False, problem.reason, said(problem, _NETWORK))
+            await self._conditions.set(NETWORKS, network, READY, False, problem.reason, said(problem, _NETWORK))
 
     # What is wrong
 

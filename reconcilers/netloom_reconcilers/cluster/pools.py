@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime, timedelta
 
+from netloom.api.meta import READY
 from netloom.api.pool_choice import families_of
 from netloom.api.problem import Problem, Severity
 from netloom.api.v1alpha1 import POOLS, NetloomIPPool, NetloomNode
@@ -42,6 +43,7 @@ ROUGHLY = 0.25
 SPARE_TAKERS = 8
 _MOST = 2**53 - 1
 _SHOWN = 3
+_NOT_IN_USE = "NotInUse"
 
 
 class PoolsReconciler(Member):
@@ -143,11 +145,11 @@ class PoolsReconciler(Member):
         written = await self._conditions.set(
             POOLS,
             pool,
-            "Ready",
+            READY,
             good,
             reason,
             message,
-            warns=good and any(problem.reason != "NotInUse" for problem in problems),
+            warns=good and any(problem.reason != _NOT_IN_USE for problem in problems),
             ipv4=counts.get(4),
             ipv6=counts.get(6),
             nodes=len(self._usage.holders.get(name, ())),
@@ -243,7 +245,7 @@ def _idle(pool: NetloomIPPool, settings: Settings) -> Problem:
     mode = f"IPAM mode is {settings.mode}" if settings.mode else "there is no NetloomNetwork"
     message = f"nothing is given of pools, as {'the ' if settings.mode else ''}{mode}."
     way_out = "Pools serve IPAM mode multi-pool."
-    return Problem(f"NetloomIPPool {pool.metadata.name}", "", "", "NotInUse", message, way_out, "warning")
+    return Problem(f"NetloomIPPool {pool.metadata.name}", "", "", _NOT_IN_USE, message, way_out, "warning")
 
 
 def _overlap(name: str, cidr: Cidr, other: Cidr, pool: str) -> Problem:

@@ -20,8 +20,9 @@ import msgspec
 import structlog
 
 from netloom.api.core import NODES
-from netloom.api.meta import Condition
+from netloom.api.meta import READY, Condition
 from netloom.api.participation import chosen, takes_part
+from netloom.api.prefilter_verdict import NO_NODES
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
     NETWORK_NAME,
@@ -107,7 +108,7 @@ def _ready(
         named = " ".join(f"On {each.node}: {each.message}" for each in failures[:_NAMED])
         return False, "NodesFailed", named if failed <= _NAMED else f"{named} And on others: see status.failures."
     if not selected:
-        return None, "NoNodes", "No Node that is Netloom's has the labels of spec.nodeSelector, so it drops nothing."
+        return None, NO_NODES, "No Node that is Netloom's has the labels of spec.nodeSelector, so it drops nothing."
     if awaited:
         others = " and others" if len(awaited) > _NAMED else ""
         return (
@@ -252,7 +253,7 @@ class Prefilters:
         stored = await self._ready.set(
             PREFILTERS,
             prefilter,
-            "Ready",
+            READY,
             *found.ready,
             observes=True,
             nodes=found.nodes,
@@ -269,7 +270,7 @@ class Prefilters:
 
     def _is_due(self, status: PrefilterStatus, record: _Record, found: Gathered, now: float) -> bool:
         conditions = {each.type: each for each in status.conditions}
-        ready, whole = conditions.get("Ready"), conditions.get("Whole")
+        ready, whole = conditions.get(READY), conditions.get("Whole")
         if ready is not None and whole is not None:
             judged = (ready.reason, whole.reason, ready.observed_generation)
             if judged == (found.ready[1], found.whole[1], record.generation) and (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from netloom.api.cluster_facts import SUMMARY
+from netloom.api.meta import condition_of
 from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork, NodeCounts
 from netloom.api.verdict import Verdict
 from netloom.runtime.metrics import REGISTRY
@@ -80,7 +80,7 @@ class Summary:
         now = self._clock()
         if verdict.healthy != self._healthy:
             self._healthy, self._since = verdict.healthy, now
-        held = next((each for each in network.status.conditions if each.type == SUMMARY), None)
+        held = condition_of(network.status.conditions, SUMMARY)
         same = held is not None and held.status == ("False" if verdict.healthy else "True")
         if now < (self._told_at + RETELL_SECONDS if same else self._since + SETTLE_SECONDS):
             return

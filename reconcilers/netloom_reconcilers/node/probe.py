@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 from prometheus_client.core import Metric
 
+from netloom.api.meta import POD_TRAFFIC_PASSES
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode
 from netloom.cidr import Address, version_of
 from netloom.kernel.probe.examination import Examination, ProbeTiming, Target
@@ -59,8 +60,7 @@ class ProbeFeature(KernelFeature):
     """See the module."""
 
     name = "probe"
-    keeper_runs_as = "probe device"
-    condition = "PodTrafficPasses"
+    condition = POD_TRAFFIC_PASSES
     keeper: ProbeKeeper
     _desired: ProbeNode
 

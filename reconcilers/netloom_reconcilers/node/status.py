@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from netloom.api.meta import DATAPLANE_READY, condition_of
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.clock import boottime
@@ -25,7 +26,6 @@ from netloom_reconcilers.signs_of_life import NOT_HEARD_OF
 
 log = structlog.get_logger(__name__)
 
-CONDITION = "DataplaneReady"
 STABLE_SECONDS = 1.0
 """How long a readiness must stand before it is written."""
 CONTRADICTED_SECONDS = 60.0, 1200.0
@@ -50,7 +50,7 @@ class NodeStatusReconciler:
     nodes: Store[NetloomNode]
     conditions: Conditions
     readiness: Callable[[], Readiness | None]
-    condition: str = CONDITION
+    condition: str = DATAPLANE_READY
     spell: Callable[[], int] = lambda: 1
     """Number of the unbroken row of signs of life that this agent gives now; 0 while it gives none."""
     clock: Callable[[], float] = boottime
@@ -60,7 +60,7 @@ class NodeStatusReconciler:
         """In which row that was last; not again before a moment, if it is the same."""
         self._not_before = -math.inf
         self._backoff = Backoff(*CONTRADICTED_SECONDS)
-        name = "node-status" if self.condition == CONDITION else f"node-status-{self.condition}"
+        name = "node-status" if self.condition == DATAPLANE_READY else f"node-status-{self.condition}"
         self.controller = Controller(name, self.reconcile)
         self.nodes.subscribe(lambda key, old, new: self.changed() if key == self.node_name else None)
 
@@ -86,7 +86,7 @@ class NodeStatusReconciler:
             self._note_contradiction()
 
     def _is_told_silent(self, node: NetloomNode) -> bool:
-        held = next((each for each in node.status.conditions if each.type == self.condition), None)
+        held = condition_of(node.status.conditions, self.condition)
         return held is not None and (held.status, held.reason) == ("Unknown", NOT_HEARD_OF)
 
     def _seconds_of_patience(self) -> float:

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import os
 import socket
-import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -19,14 +18,13 @@ from typing import TypeVar
 
 from netloom.kernel import sysctl
 from netloom.kernel.endpoints.endpoint import Endpoint, WiringFailed
-from netloom.kernel.netlink.sockets import ANSWER_SECONDS, AnswerLost, CommandSocket
+from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, prepare_to_ask
 
 T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000
 SIOCGSKNS = 0x894C
 _SO_NETNS_COOKIE = 71
-_SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT_CHECK = 270, 10, 11, 12
 HERE = "/proc/thread-self/ns/net"
 
 
@@ -47,9 +45,7 @@ class InsideSocket(CommandSocket):
             self._socket.close()
             raise OSError(errno.EPROTONOSUPPORT, "not a socket of NETLINK_ROUTE")
         self._socket.setblocking(True)
-        for option in (_CAP_ACK, _EXT_ACK, _STRICT_CHECK):
-            self._socket.setsockopt(_SOL_NETLINK, option, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(ANSWER_SECONDS), 0))
+        prepare_to_ask(self._socket)
         if not self._socket.getsockname()[0]:
             self._socket.bind((0, 0))
         self.port = int(self._socket.getsockname()[0])

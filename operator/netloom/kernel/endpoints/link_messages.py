@@ -1,8 +1,8 @@
 """Messages of a pod's pair of devices, encoded and taken apart by hand: an ADD is waited for, and whatever happens to a
 pod's device is told as a link.
 
-By pyroute2's classes a link takes 200 us to decode, and the messages of one ADD 1 ms to encode; by hand it is 6 us
-and 20 us.
+By pyroute2's classes a link takes 13 times as long to decode, and a pair, 0.3 ms, 19 times as long to encode (`make
+bench-codec`).
 """
 
 import socket

@@ -1,7 +1,7 @@
 """Links and addresses as the kernel shows them, and the requests that make and change them.
 
-All by pyroute2's classes: there are few of them. The most that this costs is 0.4 s of CPU time for 10,000 addresses
-that come at once, and 20 ms to read a node with 100 links; by hand it was a tenth of that.
+By pyroute2's classes, but for pods' devices: there are few others. The most that this costs is 0.4 s of CPU time for
+10,000 addresses that come at once, and 20 ms to read a node with 100 links; by hand it was a tenth of that.
 """
 
 import socket

@@ -142,10 +142,7 @@ class CommandSocket:
 
     def _open(self) -> None:
         self._socket = _netlink_socket(self.protocol)
-        for option in (_CAP_ACK, _EXT_ACK, _STRICT_CHECK):
-            self._socket.setsockopt(_SOL_NETLINK, option, 1)
-        # The kernel's own deadline: Python's would ask before each `recv` whether there is something to receive.
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(ANSWER_SECONDS), 0))
+        prepare_to_ask(self._socket)
         self._socket.bind((self.port, 0))
         self.port = int(self._socket.getsockname()[0])
 
@@ -309,6 +306,14 @@ def walk(buffer: bytes) -> Iterable[tuple[int, int, int, int, int]]:
             return
         yield kind, flags, sequence, at + HEADER_SIZE, at + length
         at += (length + 3) & ~3
+
+
+def prepare_to_ask(sock: socket.socket) -> None:
+    """How the kernel is to answer."""
+    for option in (_CAP_ACK, _EXT_ACK, _STRICT_CHECK):
+        sock.setsockopt(_SOL_NETLINK, option, 1)
+    # The kernel's own deadline: Python's would ask before each `recv` whether there is something to receive.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(ANSWER_SECONDS), 0))
 
 
 def _netlink_socket(protocol: int, receive_buffer: int = BUFFER) -> socket.socket:

@@ -47,13 +47,13 @@ def datagram(source: Address, destination: Address, payload: bytes, ports: tuple
     """A whole packet, which may not be fragmented. ports: from which, to which."""
     length = 8 + len(payload)
     udp = struct.pack("!HHHH", *ports, length, 0) + payload
-    checksum = _checksum(source + destination + struct.pack("!II", length, _UDP) + udp) or 0xFFFF
-    udp = udp[:6] + struct.pack("!H", checksum) + udp[8:]
+    sum16 = checksum(source + destination + struct.pack("!II", length, _UDP) + udp) or 0xFFFF
+    udp = udp[:6] + struct.pack("!H", sum16) + udp[8:]
     if len(source) == 16:
         return struct.pack("!IHBB", 6 << 28, length, _UDP, _HOPS) + source + destination + udp
     header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + length, 0, _DO_NOT_FRAGMENT, _HOPS, _UDP, 0)
-    checksum = _checksum(header + source + destination)
-    return header[:10] + struct.pack("!H", checksum) + source + destination + udp
+    sum16 = checksum(header + source + destination)
+    return header[:10] + struct.pack("!H", sum16) + source + destination + udp
 
 
 def parse(packet: bytes) -> Datagram | Rejection | None:
@@ -101,7 +101,7 @@ def _rejection(by: Address, protocol: int, body: bytes) -> Rejection | None:
     return Rejection(by, about[2], "filter" if refused else "other", 0, (kind, code))
 
 
-def _checksum(data: bytes) -> int:
+def checksum(data: bytes) -> int:
     """RFC 1071."""
     if len(data) % 2:
         data += b"\0"

@@ -8,7 +8,7 @@ import socket
 import struct
 
 from netloom.cidr import Address, format_address
-from netloom.kernel.probe.packets import family_of
+from netloom.kernel.probe.packets import checksum, family_of
 
 
 async def answers_ping(address: Address, seconds: float, attempts: int = 2) -> bool | None:
@@ -55,9 +55,7 @@ def _ping_socket() -> tuple[socket.socket, bool]:
 
 def _echo(number: int) -> bytes:
     body = struct.pack("!BBHHH", 8, 0, 0, 0x6E6C, number) + bytes(24)
-    total = sum(struct.unpack(f"!{len(body) // 2}H", body))
-    total = (total & 0xFFFF) + (total >> 16)
-    return body[:2] + struct.pack("!H", ~total & 0xFFFF) + body[4:]
+    return body[:2] + struct.pack("!H", checksum(body)) + body[4:]
 
 
 async def _replied(sock: socket.socket, address: Address, *, raw: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 
+from netloom.api.meta import READY, condition_of
 from netloom.api.v1alpha1 import NetloomIPPool, NetloomNode
 from netloom.api.words import some
 from netloom.cidr import Cidr, Version, is_address, parse_address
@@ -31,8 +32,8 @@ def shortage(node: NetloomNode, pool: NetloomIPPool | None, owner: str, short: S
     )
     since = f" (somebody has waited for {round(seconds)} s)" if seconds is not None else ""
     asks = f"{holds}, and it asks for {wanted} addresses{since}"
-    ready = next((each for each in pool.status.conditions if each.type == "Ready" and each.status == "False"), None)
-    if ready is not None:
+    ready = condition_of(pool.status.conditions, READY)
+    if ready is not None and ready.status == "False":
         return f"{begin}: {asks}. NetloomIPPool {short.pool} says {ready.reason}: {ready.message}"
     if seconds is None and have:
         return f"{begin} yet: {asks}. On that node, `netloom ip why` says what its agent knows."

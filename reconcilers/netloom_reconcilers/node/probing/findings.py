@@ -17,6 +17,25 @@ NATIVE = Egress().kind
 BOTH = "IPv4 and IPv6"
 """Of a text that is of both address families."""
 
+Reason = Literal[
+    "",
+    "NoRoute",
+    "PacketsTooLarge",
+    "NoAgentThere",
+    "NoDeviceThere",
+    "ForwardHookDrops",
+    "ForwardHookRefuses",
+    "OneFamilyDropped",
+    "AgentSilent",
+    "NeverAnswered",
+    "NoAnswerAtAll",
+    "LostOneWay",
+    "UnderlayPortRefused",
+    "UnderlayPortDropped",
+    "UnderlayUnreachable",
+    "NetworkDropsPods",
+]
+"""Of the condition; "" where nothing is lost."""
 Where = Literal["", "here", "there", "way there", "way back", "between"]
 
 
@@ -30,7 +49,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     family: int
     way: str
     passes: bool | None
-    reason: str = ""
+    reason: Reason = ""
     where: Where = ""
     text: str = ""
     both: str = ""
@@ -112,12 +131,12 @@ def _one_family(lost: Finding, passes: int) -> Finding:
     return msgspec.structs.replace(lost, passes=False, reason="OneFamilyDropped", text=text, both="")
 
 
-_NETWORK = ("UnderlayPortDropped", "UnderlayUnreachable", "LostOneWay", "NeverAnswered")
+_NETWORK: tuple[Reason, ...] = ("UnderlayPortDropped", "UnderlayUnreachable", "LostOneWay", "NeverAnswered")
 """What is said where packets are lost between the nodes, or nothing comes from there."""
-_SILENT = ("UnderlayPortDropped", "NetworkDropsPods", "UnderlayUnreachable")
+_SILENT: tuple[Reason, ...] = ("UnderlayPortDropped", "NetworkDropsPods", "UnderlayUnreachable")
 """What is said where nothing at all comes from the peer's agent, which may be none that probes."""
 
-_Verdict = tuple[bool | None, str, Where, str]
+_Verdict = tuple[bool | None, Reason, Where, str]
 
 
 def _judged(found: Evidence, of: str, alive: bool | None, switch: str, never: bool) -> _Verdict:
