@@ -9,6 +9,7 @@ import struct
 import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -20,6 +21,7 @@ from netloom.kernel.endpoints.endpoint import Endpoint, Endpoints, FoundEndpoint
 from netloom.kernel.endpoints.keeper import EndpointsKeeper
 from netloom.kernel.endpoints.reaping import delete_ends
 from netloom.kernel.endpoints.rows import Rows
+from netloom.kernel.endpoints.wiring import Made
 from netloom.kernel.mac import format_mac
 from netloom.kernel.netlink.sockets import CommandSocket, KernelRefusal
 from tests.kernel.meshes import eventually, running
@@ -144,6 +146,34 @@ async def test_both_can_send_when_an_add_returns(here: Node, lab: Lab) -> None:
         assert runs(one.place, "eth0")
         assert runs(here.place, one.endpoint.device)
         await one.delete(here.keeper)
+
+
+async def test_an_add_that_met_the_device_of_an_earlier_container_is_done_again(
+    here: Node, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That device goes while the answer that it is there is on its way."""
+    one, keeper, met = pod(lab, 1), here.keeper, threading.Event()
+    wire, delete = keeper._wire, keeper._delete
+
+    async def wired(*asked: Any) -> Made:
+        try:
+            return await wire(*asked)
+        except WiringFailed:
+            met.set()
+            await keeper._reaped()
+            raise
+
+    def deleted(names: list[str]) -> dict[str, KernelRefusal]:
+        met.wait(10)
+        return delete(names)
+
+    monkeypatch.setattr(keeper, "_wire", wired)
+    monkeypatch.setattr(keeper, "_delete", deleted)
+    await one.add(keeper)
+    await one.delete(keeper)
+    one.endpoint = replace(one.endpoint, container="another")
+    await one.add(keeper)
+    assert met.is_set()
 
 
 def runs(place: Namespace, device: str) -> bool:

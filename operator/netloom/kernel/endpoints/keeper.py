@@ -109,12 +109,14 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
     async def _make_room_and_wire(self, endpoint: Endpoint, netns: int, inside: int) -> Made:
         if self._is_leaving(endpoint.device):
             await self._reaped()
+        reaping = self._reaping
+        leaving = reaping is not None and not reaping.done()
         try:
             return await self._wire(endpoint, netns, inside)
         except WiringFailed as failed:
-            if failed.reason != "interface-taken" or not (self._part.doomed or self._going):
+            if failed.reason != "interface-taken" or not (leaving or self._reaping is not reaping):
                 raise
-            # Perhaps by a device of an earlier container in the same namespace, which is on its way out.
+            # Perhaps by a device of an earlier container in the same namespace, which is on its way out, or gone since.
             await self._reaped()
             return await self._wire(endpoint, netns, inside)
 

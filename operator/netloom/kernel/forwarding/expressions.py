@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from netloom.kernel.forwarding.packets import NAME_SIZE, UNKNOWN, FilterRule, Range, RuleCondition, Verdict, name_range
-from netloom.kernel.netlink.wire import ATTRIBUTE, attributes
+from netloom.kernel.netlink.wire import ATTRIBUTE, attributes, text
 
 Element = tuple[bytes, bytes, bool]
 """Of a set: the key, what it leads to (a verdict, as in a rule; b"" in a plain set), and whether an interval ends
@@ -156,7 +156,7 @@ class _Reader:
             self._load(found[3], None)
             self._conditions.append(RuleCondition(UNKNOWN))
             return
-        elements = self._elements(_text(found.get(1, b""))) if loaded is not None or maps else None
+        elements = self._elements(text(found.get(1, b""))) if loaded is not None or maps else None
         if loaded is None or loaded.mask or elements is None:
             self._conditions.append(RuleCondition(UNKNOWN))
             if maps:
@@ -172,7 +172,7 @@ class _Reader:
             self._conditions.append(RuleCondition(loaded.field, tuple(each for each, _data in ranges), inverted))
 
     def _match(self, found: dict[int, bytes]) -> None:
-        name, info = _text(found.get(1, b"")), found.get(3, b"")
+        name, info = text(found.get(1, b"")), found.get(3, b"")
         if name == "comment":
             return
         condition = RuleCondition(UNKNOWN)
@@ -198,7 +198,7 @@ class _Reader:
         self._verdict = ("unknown", "")
 
     def _target(self, found: dict[int, bytes]) -> None:
-        name = _text(found.get(1, b""))
+        name = text(found.get(1, b""))
         if name in ("REJECT", "DROP"):
             self._verdict = ("drop", "")
         elif name not in _PASSING_TARGETS:
@@ -225,7 +225,7 @@ def _expressions(listed: bytes) -> Iterator[tuple[str, bytes]]:
     """Names and data."""
     for element in _each(listed):
         found = attributes(element, 0, len(element))
-        yield _text(found.get(1, b"")), found.get(2, b"")
+        yield text(found.get(1, b"")), found.get(2, b"")
 
 
 def _each(listed: bytes) -> Iterator[bytes]:
@@ -259,10 +259,6 @@ def _register(value: bytes) -> int:
     return 8 + (number - 1) * 4 if 0 < number < 5 else number
 
 
-def _text(value: bytes) -> str:
-    return value.rstrip(b"\0").decode(errors="replace")
-
-
 def _value(data: bytes) -> bytes:
     """Of nested NFTA_DATA_VALUE."""
     return attributes(data, 0, len(data)).get(1, b"")
@@ -273,7 +269,7 @@ def _verdict(data: bytes) -> tuple[Verdict, str]:
     nested = attributes(data, 0, len(data)).get(2, b"")
     found = attributes(nested, 0, len(nested))
     code = int.from_bytes(found.get(1, b""), "big", signed=True)
-    return _VERDICTS.get(code, "unknown"), _text(found.get(2, b""))
+    return _VERDICTS.get(code, "unknown"), text(found.get(2, b""))
 
 
 def _bits(mask: int) -> tuple[Range, ...]:

@@ -12,7 +12,7 @@ import msgspec
 
 from netloom.kernel.forwarding.expressions import Element, elements_of, rules_of
 from netloom.kernel.forwarding.packets import Chain, FilterRule
-from netloom.kernel.netlink import nftables
+from netloom.kernel.netlink import nftables, wire
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.netlink.wire import attributes
 from netloom.kernel.ownership import FORWARD_CHAIN
@@ -130,7 +130,7 @@ def place_of(buffer: bytes, start: int, end: int) -> tuple[str, dict[int, bytes]
 
 def text(found: Mapping[int, bytes], kind: int) -> str:
     """The attribute as text."""
-    return found.get(kind, b"").rstrip(b"\0").decode(errors="replace")
+    return wire.text(found.get(kind, b""))
 
 
 def chain_of(buffer: bytes, start: int, end: int) -> Base | None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from netloom.kernel.netlink.messages import decode, encode, nftsocket
-from netloom.kernel.netlink.wire import ATTRIBUTE, CREATE, HEADER, HEADER_SIZE, REQUEST, attribute, attributes
+from netloom.kernel.netlink.wire import ATTRIBUTE, CREATE, HEADER, HEADER_SIZE, REQUEST, attribute, attributes, text
 
 S = TypeVar("S")
 
@@ -236,7 +236,7 @@ def read_elements(buffer: bytes, start: int, end: int) -> tuple[str, list[tuple[
             break
         result.append(_read_element(inner[at : at + length]))
         at += (length + 3) & ~3
-    return found.get(2, b"").rstrip(b"\0").decode(errors="replace"), result
+    return text(found.get(2, b"")), result
 
 
 def _read_element(element: bytes) -> tuple[bytes, bool]:

@@ -365,5 +365,5 @@ def _refusal(buffer: bytes, flags: int, start: int, end: int) -> KernelRefusal |
         return KernelRefusal(code)
     request_length = int.from_bytes(buffer[start + 4 : start + 8], sys.byteorder)
     skip = HEADER_SIZE if flags & _CAPPED else (request_length + 3) & ~3
-    text = attributes(buffer, start + 4 + skip, end).get(_ERROR_MESSAGE, b"")
-    return KernelRefusal(code, text.rstrip(b"\0").decode(errors="replace"))
+    said = attributes(buffer, start + 4 + skip, end).get(_ERROR_MESSAGE, b"")
+    return KernelRefusal(code, wire.text(said))
