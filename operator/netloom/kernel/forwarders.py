@@ -13,11 +13,10 @@ from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.keeper import D, Keeper, R
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.netlink import nftables
-from netloom.kernel.netlink.links import Link, read_link
-from netloom.kernel.netlink.messages import LinkMessage, encode
+from netloom.kernel.netlink.links import Link, dump_links, read_link
 from netloom.kernel.netlink.nftables_socket import NftablesSocket
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
-from netloom.kernel.netlink.wire import RTM_GETLINK, attributes, text
+from netloom.kernel.netlink.wire import attributes, text
 from netloom.kernel.ownership import DEVICE_PREFIX
 from netloom.kernel.sysctl import SysctlRecord
 
@@ -32,7 +31,7 @@ _TABLE, _USED, _TYPE = 1, 6, 7
 
 def forwarders(commands: CommandSocket) -> str:
     """By what others' packets may be forwarded, for people: `docker0 and eth0`; empty if by nothing. Raises OSError."""
-    links = read_all(commands, encode(LinkMessage, RTM_GETLINK, 0, {}, ext_mask=8), read_link)
+    links = read_all(commands, dump_links(), read_link)
     return _devices(links) or translations()
 
 

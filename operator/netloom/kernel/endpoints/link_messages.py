@@ -14,7 +14,7 @@ import msgspec
 from netloom.kernel.endpoints.endpoint import Endpoint
 from netloom.kernel.mac import Mac
 from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.links import IFF_NOARP, IFF_UP
+from netloom.kernel.netlink.links import GENERATE_NO_ADDRESS, IFF_NOARP, IFF_UP, SKIP_STATISTICS
 from netloom.kernel.netlink.wire import attribute, attributes, number, text
 
 _NESTED = 0x8000
@@ -24,8 +24,6 @@ _IFLA_OPERSTATE, _OPERATIONAL = 16, 6
 _INFO_KIND, _INFO_DATA = 1, 2
 _VETH_INFO_PEER = 1
 _INET_CONF, _INET6_CONF, _INET6_ADDR_GEN_MODE = 1, 2, 8
-_GENERATE_NO_ADDRESS = 1
-_SKIP_STATISTICS = 8
 
 # enum of linux/ip.h, IPV4_DEVCONF_*, and of linux/ipv6.h, DEVCONF_*.
 _FORWARDING, _ACCEPT_REDIRECTS, _SEND_REDIRECTS, _RP_FILTER = 1, 4, 6, 8
@@ -93,7 +91,7 @@ def read_end(buffer: bytes, start: int, end: int) -> End | None:
         alias=text(found.get(_IFLA_IFALIAS, b"")),
         master=number(found.get(_IFLA_MASTER, b"")),
         no_arp=bool(flags & IFF_NOARP),
-        generates_addresses=mode is not None and mode[0] != _GENERATE_NO_ADDRESS,
+        generates_addresses=mode is not None and mode[0] != GENERATE_NO_ADDRESS,
         switches=tuple(number(four[4 * (kind - 1) : 4 * kind]) for kind in SWITCHES),
         accept_ra=number(switches6[4 * _ACCEPT_RA : 4 * _ACCEPT_RA + 4]) if switches6 else None,
         disable_ipv6=number(switches6[4 * _DISABLE_IPV6 : 4 * _DISABLE_IPV6 + 4]) if switches6 else None,
@@ -191,11 +189,11 @@ def _switches(*, ipv6: bool) -> bytes:
 
 
 def _no_addresses() -> bytes:
-    return attribute(socket.AF_INET6 | _NESTED, attribute(_INET6_ADDR_GEN_MODE, bytes([_GENERATE_NO_ADDRESS])))
+    return attribute(socket.AF_INET6 | _NESTED, attribute(_INET6_ADDR_GEN_MODE, bytes([GENERATE_NO_ADDRESS])))
 
 
 def _skipping(rest: bytes) -> bytes:
-    return rest + _u32(_IFLA_EXT_MASK, _SKIP_STATISTICS)
+    return rest + _u32(_IFLA_EXT_MASK, SKIP_STATISTICS)
 
 
 def _u32(kind: int, value: int) -> bytes:

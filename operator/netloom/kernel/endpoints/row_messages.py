@@ -16,7 +16,7 @@ from netloom.cidr import Address, Cidr, version_of
 from netloom.kernel.endpoints.endpoint import GATEWAY
 from netloom.kernel.mac import Mac
 from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.links import delete_address, device_name
+from netloom.kernel.netlink.links import NO_DUPLICATE_DETECTION, delete_address, device_name
 from netloom.kernel.netlink.messages import AddressMessage, NeighbourMessage, RouteMessage, decode, encode
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.netlink.template import marker, message_template
@@ -55,7 +55,6 @@ METRIC = ENDPOINTS.routes.start
 """Of all routes to local pods."""
 
 _NEVER_WRITTEN = {RTA_GATEWAY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_VIA, RTA_ENCAP, RTA_NH_ID}
-_NO_DUPLICATE_DETECTION = 2
 
 _INDEX, _MAC = marker(b"i", 4), marker(b"m", 6)
 _NUMBER = int.from_bytes(_INDEX, sys.byteorder)
@@ -215,7 +214,7 @@ def _address(size: int, length: int) -> bytes:
     if size == 4:
         attributes: dict[str, Any] = {"local": _ADDRESS[size], "address": _ADDRESS[size]}
     else:
-        attributes = {"local": _ADDRESS[size], "flags": _NO_DUPLICATE_DETECTION}
+        attributes = {"local": _ADDRESS[size], "flags": NO_DUPLICATE_DETECTION}
     return message_template(AddressMessage, wire.RTM_NEWADDR, flags, fields, **attributes)
 
 

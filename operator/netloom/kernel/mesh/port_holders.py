@@ -16,14 +16,13 @@ import msgspec
 from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.kernel.mesh.tunnel_device import Interfaces
 from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.links import Link, read_address, read_link
-from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, NamespaceIdMessage, decode, encode
+from netloom.kernel.netlink.links import Link, dump_links, read_address, read_link
+from netloom.kernel.netlink.messages import AddressMessage, NamespaceIdMessage, decode, encode
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 
 _THREAD = Path("/proc/thread-self")
 """Of a thread and not of the process: the network namespace is the thread's."""
 _PROCESSES = Path("/proc")
-_SKIP_STATISTICS = 8
 
 
 class Moved(msgspec.Struct, frozen=True):
@@ -43,7 +42,7 @@ def moved_away(commands: CommandSocket, encapsulation: Encapsulation) -> list[Mo
     found = []
     for netns in read_all(commands, encode(NamespaceIdMessage, wire.RTM_GETNSID, 0, {}), _read_id):
         with suppress(RefusedError):  # not allowed, or no longer there
-            there = encode(LinkMessage, wire.RTM_GETLINK, 0, {}, ext_mask=_SKIP_STATISTICS, if_netnsid=netns)
+            there = dump_links(if_netnsid=netns)
             links = [link for link in read_all(commands, there, read_link) if _is_like(link, encapsulation)]
             here = _id_of_this(commands) if links else None
             for link in links if netns != here else ():

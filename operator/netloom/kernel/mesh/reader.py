@@ -22,17 +22,16 @@ from netloom.kernel.mesh.rivals import MOST_AT_ONCE, ForeignRoute
 from netloom.kernel.mesh.rows import DirectRoute, NeighbourKey, RouteKey, SeenNexthop, SeenRoute
 from netloom.kernel.mesh.tunnel_device import Interfaces
 from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.links import read_address, read_link, read_received
+from netloom.kernel.netlink.links import dump_links, read_address, read_link, read_received
 from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, encode
 from netloom.kernel.netlink.sockets import BATCH, CommandSocket, RefusedError, read_all, unless_missing
 
-_SKIP_STATISTICS = 8
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 def read_interfaces(commands: CommandSocket) -> Interfaces:
     """All links and addresses."""
-    found = read_all(commands, encode(LinkMessage, wire.RTM_GETLINK, 0, {}, ext_mask=_SKIP_STATISTICS), read_link)
+    found = read_all(commands, dump_links(), read_link)
     addresses = read_all(commands, encode(AddressMessage, wire.RTM_GETADDR, 0, {}), read_address)
     return Interfaces(tuple(found), tuple(addresses))
 

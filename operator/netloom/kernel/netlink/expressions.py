@@ -12,14 +12,11 @@ from typing import Any
 
 from netloom.kernel.netlink.messages import encode, nested, nftsocket
 from netloom.kernel.netlink.nftables import as_kinds
-from netloom.kernel.netlink.wire import ATTRIBUTE, HEADER_SIZE
+from netloom.kernel.netlink.wire import ATTRIBUTE, HEADER_SIZE, RTN_UNICAST
 
 UDP = socket.IPPROTO_UDP
 DROP, ACCEPT, JUMP, GOTO = 0, 1, -3, -4
 """NF_DROP, NF_ACCEPT, NFT_JUMP, NFT_GOTO."""
-
-UNICAST = 1
-"""RTN_UNICAST: the packet is on its way to another machine."""
 
 _META_L4PROTO = 16
 _NETWORK, _TRANSPORT = 1, 2
@@ -155,7 +152,7 @@ def not_out_of(device_prefix: str) -> bytes:
 def on_its_way() -> bytes:
     """`fib daddr type unicast`: to another machine, and not to this one, nor to all or some that listen."""
     what = {"NFTA_FIB_RESULT": _ADDRESS_TYPE, "NFTA_FIB_FLAGS": _OF_DESTINATION}
-    return _expression("fib", NFTA_FIB_DREG=_FIRST, **what) + _compare(UNICAST.to_bytes(4, sys.byteorder))
+    return _expression("fib", NFTA_FIB_DREG=_FIRST, **what) + _compare(RTN_UNICAST.to_bytes(4, sys.byteorder))
 
 
 def remember_source(size: int, name: str) -> bytes:

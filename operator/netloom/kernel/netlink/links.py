@@ -20,8 +20,9 @@ IFF_UP, IFF_NOARP, IFF_LOWER_UP = 1, 1 << 7, 1 << 16
 _IFF_NARROW = 0x10 | IFF_NOARP
 """IFF_POINTOPOINT, IFF_NOARP."""
 _DEPRECATED, _PERMANENT = 0x20, 0x80
-_GENERATE_NO_ADDRESS = 1
-_NO_DUPLICATE_DETECTION = 2
+GENERATE_NO_ADDRESS = 1
+SKIP_STATISTICS = 8
+NO_DUPLICATE_DETECTION = 2
 _ODD = {"vxlan": ("LEARNING", "learning"), "geneve": ("INNER_PROTO_INHERIT", "innerprotoinherit")}
 """What is never set on a tunnel device: the attribute, and its name for `ip`."""
 _ALL_REASONS = (1 << 32) - 1
@@ -135,7 +136,7 @@ def read_link(buffer: bytes, start: int, end: int) -> Link | None:
         port=port,
         external=external,
         odd=odd,
-        generates_addresses=mode not in (None, _GENERATE_NO_ADDRESS),
+        generates_addresses=mode not in (None, GENERATE_NO_ADDRESS),
         narrow=bool(seen["flags"] & _IFF_NARROW),
         no_arp=bool(seen["flags"] & IFF_NOARP),
         protodown=bool(seen.get_attr("IFLA_PROTO_DOWN", 0)),
@@ -190,6 +191,11 @@ def read_address(buffer: bytes, start: int, end: int) -> InterfaceAddress | None
 # ---------------------------------------------------------------------------------------------- to the kernel
 
 
+def dump_links(**where: int) -> bytes:
+    """All links, without statistics; `if_netnsid`: of the network namespace of that id."""
+    return encode(LinkMessage, wire.RTM_GETLINK, 0, {}, ext_mask=SKIP_STATISTICS, **where)
+
+
 def create_tunnel(name: str, kind: str, *, mac: Mac, mtu: int, port: int) -> bytes:
     """A collect-metadata VXLAN or Geneve device: VNI and destination come with each packet, from its route."""
     if kind == "vxlan":
@@ -229,7 +235,7 @@ def change(ifindex: int, /, **attributes: Any) -> bytes:
 
 def set_no_generated_addresses(ifindex: int) -> bytes:
     """`ip link set addrgenmode none`: the link-local address is given, not made by the kernel after a second of DAD."""
-    return change(ifindex, af_spec=nested(AF_INET6=nested(IFLA_INET6_ADDR_GEN_MODE=_GENERATE_NO_ADDRESS)))
+    return change(ifindex, af_spec=nested(AF_INET6=nested(IFLA_INET6_ADDR_GEN_MODE=GENERATE_NO_ADDRESS)))
 
 
 def delete_link(ifindex: int, *, netns: int = -1) -> bytes:
@@ -244,7 +250,7 @@ def put_address(ifindex: int, local: LocalAddress) -> bytes:
     attributes: dict[str, Any] = {"local": local.address, "address": local.address}
     if local.family == socket.AF_INET6:
         fields["scope"] = wire.RT_SCOPE_LINK if local.is_link_local else wire.RT_SCOPE_UNIVERSE
-        attributes["flags"] = _NO_DUPLICATE_DETECTION
+        attributes["flags"] = NO_DUPLICATE_DETECTION
     return encode(AddressMessage, wire.RTM_NEWADDR, wire.CREATE | wire.REPLACE, fields, **attributes)
 
 

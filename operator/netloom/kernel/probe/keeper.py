@@ -9,8 +9,8 @@ from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.links import Link, read_link
-from netloom.kernel.netlink.messages import LinkMessage, RouteMessage, decode, encode
+from netloom.kernel.netlink.links import Link, dump_links, read_link
+from netloom.kernel.netlink.messages import RouteMessage, decode, encode
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.ownership import DEVICE_PREFIX
 from netloom.kernel.probe import tun
@@ -70,7 +70,7 @@ class ProbeKeeper(Keeper[ProbeNode, KeeperReport]):
 
 
 def _ways(commands: CommandSocket, addresses: list[Address]) -> list[Egress]:
-    links = {link.ifindex: link for link in read_all(commands, encode(LinkMessage, wire.RTM_GETLINK, 0, {}), read_link)}
+    links = {link.ifindex: link for link in read_all(commands, dump_links(), read_link)}
     tunnels = [each.mtu for each in links.values() if each.name.startswith(DEVICE_PREFIX) and each.external and each.up]
     return [_way(links.get(_outgoing(commands, address)), tunnels) for address in addresses]
 

@@ -23,6 +23,7 @@ from netloom.kernel.netlink.links import Link, is_endpoint, read_link
 from netloom.kernel.netlink.messages import LinkMessage, RouteMessage, decode, encode
 from netloom.kernel.netlink.netconf import DEFAULT, read_netconf
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
+from netloom.kernel.netlink.wire import RT_TABLE_LOCAL
 from netloom.kernel.ownership import PROBE, ROUTE_PROTOCOL
 from netloom.kernel.probe import tun
 from netloom.kernel.probe.packets import family_of
@@ -32,8 +33,6 @@ log = structlog.get_logger(__name__)
 DEVICE = PROBE.links[0]
 MTU = 65535
 """Bytes: what arrives is not to be refused by this device."""
-
-_LOCAL, _UNICAST, _SCOPE_LINK = 255, 1, 253
 
 
 class ProbeNode(msgspec.Struct, frozen=True):
@@ -262,21 +261,30 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 def _dump(family: int) -> bytes:
-    return encode(RouteMessage, wire.RTM_GETROUTE, 0, {"family": family, "table": _LOCAL, "proto": ROUTE_PROTOCOL})
+    return encode(
+        RouteMessage, wire.RTM_GETROUTE, 0, {"family": family, "table": RT_TABLE_LOCAL, "proto": ROUTE_PROTOCOL}
+    )
 
 
 def _address_on(ifindex: int) -> Callable[[bytes, int, int], Address | None]:
     def read(buffer: bytes, start: int, end: int) -> Address | None:
         seen = decode(RouteMessage, buffer, start)
-        ours = seen["table"] == _LOCAL and seen["proto"] == ROUTE_PROTOCOL and seen.get_attr("RTA_OIF") == ifindex
+        ours = (
+            seen["table"] == RT_TABLE_LOCAL and seen["proto"] == ROUTE_PROTOCOL and seen.get_attr("RTA_OIF") == ifindex
+        )
         return seen.get_attr("RTA_DST") if ours else None
 
     return read
 
 
 def _route(address: Address, ifindex: int, *, gone: bool = False) -> ProbeStep:
-    fields = {"family": family_of(address), "dst_len": len(address) * 8, "table": _LOCAL, "proto": ROUTE_PROTOCOL}
-    fields |= {"type": _UNICAST, "scope": _SCOPE_LINK if len(address) == 4 else 0}
+    fields = {
+        "family": family_of(address),
+        "dst_len": len(address) * 8,
+        "table": RT_TABLE_LOCAL,
+        "proto": ROUTE_PROTOCOL,
+    }
+    fields |= {"type": wire.RTN_UNICAST, "scope": wire.RT_SCOPE_LINK if len(address) == 4 else 0}
     kind, verb, flags = (wire.RTM_DELROUTE, "delete", 0) if gone else (wire.RTM_NEWROUTE, "prepend", wire.CREATE)
     key = f"{format_address(address)} dev {DEVICE} table local"
     message = encode(RouteMessage, kind, flags, fields, dst=address, oif=ifindex)

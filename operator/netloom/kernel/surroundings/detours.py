@@ -23,7 +23,7 @@ from netloom.kernel.netlink.sockets import BATCH, CommandSocket, RefusedError, r
 from netloom.kernel.netlink.template import marker, message_template
 from netloom.kernel.netlink.wire import attributes
 from netloom.kernel.ownership import MESH, ROUTE_TABLE
-from netloom.kernel.surroundings.rules import LOCAL_TABLE, REFUSING, PolicyRule, before_main, read_rule
+from netloom.kernel.surroundings.rules import REFUSING, PolicyRule, before_main, read_rule
 
 _VERSIONS: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 6}
 
@@ -62,7 +62,7 @@ class RulePacket(msgspec.Struct, frozen=True):
         say which of them it was, unless it is a rule that refuses."""
         if way.error:
             return self.rule.action in REFUSING or way.error == errno.EACCES
-        if way.table in (ROUTE_TABLE, LOCAL_TABLE):
+        if way.table in (ROUTE_TABLE, wire.RT_TABLE_LOCAL):
             return False
         return (
             way.oif != self.pod.ifindex

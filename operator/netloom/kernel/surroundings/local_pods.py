@@ -7,15 +7,10 @@ import msgspec
 from netloom.cidr import Cidr
 from netloom.cidr.interval_set import FrozenIntervalSet
 from netloom.kernel.mesh import reader
-from netloom.kernel.netlink import wire
-from netloom.kernel.netlink.links import Link, read_link
-from netloom.kernel.netlink.messages import LinkMessage, encode
+from netloom.kernel.netlink.links import Link, dump_links, read_link
 from netloom.kernel.netlink.sockets import CommandSocket, read_all
 from netloom.kernel.ownership import DEVICE_PREFIX, ENDPOINTS
 from netloom.kernel.surroundings.detours import PodRoute
-
-_EVERY_LINK = encode(LinkMessage, wire.RTM_GETLINK, 0, {}, ext_mask=8)
-"""Without statistics."""
 
 
 class LocalPods(msgspec.Struct, frozen=True):
@@ -34,7 +29,7 @@ class LocalPods(msgspec.Struct, frozen=True):
 
 def read_local_pods(commands: CommandSocket, own: Collection[Cidr]) -> LocalPods:
     """Of the pods inside these CIDRs. Raises OSError."""
-    links = {link.ifindex: link for link in read_all(commands, _EVERY_LINK, read_link)}
+    links = {link.ifindex: link for link in read_all(commands, dump_links(), read_link)}
     places, within = [], FrozenIntervalSet(own)
     for route in reader.direct_routes(commands):
         link = links.get(route.ifindex)

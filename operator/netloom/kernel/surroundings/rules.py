@@ -9,9 +9,9 @@ import msgspec
 
 from netloom.cidr import Cidr
 from netloom.kernel.netlink.messages import RuleMessage, decode
+from netloom.kernel.netlink.wire import RT_TABLE_LOCAL
 from netloom.kernel.ownership import ROUTE_TABLE
 
-LOCAL_TABLE = 255
 _LOOKUP, _GOTO, _NOTHING = 1, 2, 3
 REFUSING = {6: "blackhole", 7: "unreachable", 8: "prohibit"}
 """Actions that end a packet's way (FR_ACT_*, linux/fib_rules.h)."""
@@ -90,7 +90,7 @@ class PolicyRule(msgspec.Struct, frozen=True):
 
     def may_match_pods(self) -> bool:
         """Whether a packet that comes from a pod or for one, with no mark, may match it and go elsewhere by it."""
-        if self.action == _LOOKUP and self.table in (ROUTE_TABLE, LOCAL_TABLE):
+        if self.action == _LOOKUP and self.table in (ROUTE_TABLE, RT_TABLE_LOCAL):
             return False
         if self.action not in (_LOOKUP, *REFUSING) or self.vrf or self.local:
             return False
