@@ -102,6 +102,7 @@ print(*sorted(name for name in sys.modules if name.startswith("netloom.kernel.pr
 
 
 async def test_it_is_attached_and_removed_whole(filtered: Filtered) -> None:
+    await eventually(lambda: "NO-CARRIER" not in filtered.place.state())
     before, state = descriptors(), filtered.place.state()
     keeper = await filtered.agent()
     report = await keeper.apply(wanted(RULES, "eth0"))
