@@ -8,6 +8,7 @@ for and is not to be had.
 
 from collections.abc import Iterable, Iterator
 
+from netloom.api.cluster_facts import ObjectProblem
 from netloom.api.meta import READY
 from netloom.api.v1alpha1 import NetloomNode, NetloomPrefilter
 from netloom.api.words import SHOWN

@@ -19,6 +19,7 @@ from netloom.api.v1alpha1 import (
     NetloomPrefilter,
     NodeFilter,
 )
+from netloom.api.words import some
 from netloom.cidr import Address, CidrError, addresses_in, parse_address, version_of
 from netloom.cli.prefilter_places import Extent, FilterPlace, meant, places
 from netloom.cli.status_text import aligned, safe

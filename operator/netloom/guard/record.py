@@ -7,7 +7,7 @@ from netloom.api.cilium import AGENTS_NAME, CONFIG_NAME, DAEMON_SETS, OPERATOR_N
 from netloom.api.core import CONFIG_MAPS
 from netloom.api.events import ObjectReference
 from netloom.api.problem import Problem, Severity
-from netloom.api.words import NODES_HOLD, SHOWN, in_use
+from netloom.api.words import NODES_HOLD, in_use, some
 from netloom.guard import wording
 from netloom.guard.cilium import IPAM, migrates, modes_of, who_holds
 from netloom.guard.cilium_workload import overrides

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from netloom.api.cluster_facts import SUMMARY
 from netloom.api.meta import condition_of
 from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork, NodeCounts
 from netloom.api.verdict import Verdict
