@@ -60,6 +60,7 @@ class ProbeFeature(KernelFeature):
     """See the module."""
 
     name = "probe"
+    keeper_runs_as = "probe device"
     condition = POD_TRAFFIC_PASSES
     keeper: ProbeKeeper
     _desired: ProbeNode
