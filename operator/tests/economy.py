@@ -4,7 +4,8 @@
   trusts one of those.
 - structlog, as long as nobody configures it, paints with rich what pytest keeps for the case that the test fails: 8 s.
 - Hypothesis tries 100 examples of everything: 22 s. `make check` tries 20, by the profile `check`; `make test` and
-  pytest alone try all. The same is true of histories made by a test's own dice, one a seed.
+  pytest alone try all. The same is true of histories made by a test's own dice, one a seed, and of long tables of what
+  somebody does to the kernel.
 """
 
 import os
@@ -52,6 +53,14 @@ def seeds(count: int) -> list[pytest.ParameterSet]:
 
 def first(count: int, values: Iterable[object]) -> list[pytest.ParameterSet]:
     """For `parametrize`, where values are one more example of the same, as errors are: the others are slow."""
-    return [
-        pytest.param(value, marks=pytest.mark.slow if number >= count else ()) for number, value in enumerate(values)
-    ]
+    return [_example(value, slow=number >= count) for number, value in enumerate(values)]
+
+
+def spread(values: Iterable[object]) -> list[pytest.ParameterSet]:
+    """The same of a table, whose kinds come one after the other: each fifth value from the first on is not slow."""
+    return [_example(value, slow=number % 5 > 0) for number, value in enumerate(values)]
+
+
+def _example(value: object, *, slow: bool) -> pytest.ParameterSet:
+    """value: a tuple where a test has several parameters."""
+    return pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow if slow else ())

@@ -13,6 +13,9 @@ from netloom.kernel.mesh.desired import Desired, MeshNode, Peer
 from netloom.kernel.mesh.encapsulation import VXLAN, Encapsulation
 
 DEADLINE_SECONDS = 20.0
+REST = 2.0
+"""How much longer than a look the wait until the next one is: looking, which may be six processes, takes a third of the
+time at most."""
 
 
 def here(
@@ -79,12 +82,12 @@ async def running(plane: Keeper[Any, Any]) -> AsyncIterator[None]:
 
 
 async def eventually(condition: Callable[[], bool], what: Callable[[], str] | str = "it") -> None:
-    """Wait until it is so. Looking takes a third of the time at most: a look may be six processes."""
+    """Wait until it is so."""
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
             began = time.monotonic()
             while not condition():
-                await asyncio.sleep(max(0.005, 2 * (time.monotonic() - began)))
+                await asyncio.sleep(max(0.005, REST * (time.monotonic() - began)))
                 began = time.monotonic()
     except TimeoutError:
         raise AssertionError(

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
+from tests.economy import spread
 from tests.kernel.faults import FaultyCommands
 from tests.kernel.meshes import becomes, eventually, running
 from tests.kernel.netns import SOON, Lab
@@ -51,7 +52,7 @@ STOPPING = {
 }
 
 
-@pytest.mark.parametrize("commands", STOPPING.values(), ids=STOPPING)
+@pytest.mark.parametrize("commands", spread(STOPPING.values()), ids=STOPPING)
 async def test_an_edit_that_stops_packets_is_undone(two: Two, commands: list[str]) -> None:
     async with two.opened() as plane:
         await plane.apply(view_of(1))
@@ -138,7 +139,7 @@ RENAMED = {
 }
 
 
-@pytest.mark.parametrize("commands", RENAMED.values(), ids=RENAMED)
+@pytest.mark.parametrize("commands", spread(RENAMED.values()), ids=RENAMED)
 async def test_a_device_that_was_renamed_has_its_name_back(two: Two, commands: list[str]) -> None:
     async with two.opened() as plane:
         await plane.apply(view_of(1))

@@ -19,6 +19,7 @@ from netloom.kernel.endpoints.keeper import EndpointsKeeper
 from netloom.kernel.endpoints.link_messages import End
 from netloom.kernel.endpoints.wiring import Made, Wiring
 from netloom.kernel.mac import format_mac
+from tests.economy import spread
 from tests.kernel.meshes import becomes, eventually, running
 from tests.kernel.netns import Lab, Namespace
 from tests.kernel.wired_pods import Pod, endpoints_of, forwarding_node, pod, switches
@@ -95,7 +96,7 @@ EDITS = {
 }
 
 
-@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("name", spread(EDITS))
 async def test_it_is_undone(story: Story, name: str) -> None:
     index = story.index()
     for line in EDITS[name]:
@@ -230,7 +231,7 @@ AS_IT_IS_MADE = {
 }
 
 
-@pytest.mark.parametrize("name", AS_IT_IS_MADE)
+@pytest.mark.parametrize("name", spread(AS_IT_IS_MADE))
 async def test_what_is_done_to_a_device_that_nobody_knows_yet_is_undone(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

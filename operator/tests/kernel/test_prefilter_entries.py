@@ -152,6 +152,7 @@ def held(trie: FamilyTrie) -> dict[bytes, bytes]:
     return told(b"".join(keys for keys, _ in runs), b"".join(values for _, values in runs))
 
 
+@pytest.mark.slow
 async def test_changes_go_into_the_trie_that_is_there_and_large_ones_into_another(trie: FamilyTrie) -> None:
     some = {(at << 8, 24): at % 3 for at in range(20_000)}
     assert trie.put(content(some)) == 20_000

@@ -99,6 +99,7 @@ def test_with_fewer_it_says_which_are_missing(filtered: Filtered, lab: Lab, fewe
         assert not done["in_sync"]
 
 
+@pytest.mark.slow
 def test_what_others_left_is_kept_and_removed_without_the_rights_to_make_it(filtered: Filtered, lab: Lab) -> None:
     """As after a rollback to agents without them: the seccomp profile of containers refuses all of bpf(2) without the
     capability BPF. (The kernel asks for it where something is made.) Somebody else's program stays."""

@@ -82,6 +82,7 @@ async def test_a_restarted_agent_knows_which_device_has_which(
     assert (filtered.programs(), [each for each in filtered.pins() if "netloom" in each]) == ({}, [])
 
 
+@pytest.mark.slow
 async def test_no_device_is_without_its_rules_or_has_others_while_they_part_and_come_together(
     filtered: Filtered, receivers: tuple[Receiver, Receiver]
 ) -> None:

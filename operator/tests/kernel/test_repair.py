@@ -12,6 +12,7 @@ from netloom.cidr import format_address, parse_address
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from netloom.kernel.mesh.keeper import Report
+from tests.economy import spread
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
 from tests.kernel.netns import Namespace
@@ -94,7 +95,7 @@ DRIFT = {
 }
 
 
-@pytest.mark.parametrize("commands", DRIFT.values(), ids=DRIFT.keys())
+@pytest.mark.parametrize("commands", spread(DRIFT.values()), ids=DRIFT.keys())
 async def test_drift_is_repaired_by_the_event(node: Namespace, planes: Planes, commands: list[str]) -> None:
     node.ip("link add bridge address 02:00:00:00:00:01 type bridge")
     plane = await planes.open()

@@ -13,6 +13,7 @@ from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.netlink.sockets import CommandSocket, Visit
 from netloom.kernel.netlink.wire import HEADER_SIZE
 from netloom.kernel.ownership import NEXTHOP_IDS
+from tests.economy import spread
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, mesh, peer, running
 from tests.kernel.netns import Namespace
@@ -72,7 +73,7 @@ def wired(node: Namespace) -> Namespace:
     return node
 
 
-@pytest.mark.parametrize("commands", SECOND.values(), ids=SECOND.keys())
+@pytest.mark.parametrize("commands", spread(SECOND.values()), ids=SECOND.keys())
 async def test_a_second_one_of_ours_goes_by_its_event(wired: Namespace, planes: Planes, commands: list[str]) -> None:
     plane = await planes.open()
     await plane.apply(mesh())
@@ -88,15 +89,17 @@ async def test_a_second_one_of_ours_goes_by_its_event(wired: Namespace, planes: 
 
 @pytest.mark.parametrize(
     "which",
-    [
-        "in front",
-        "two in front, one behind",
-        "on our own nexthop, with a source",
-        "in front, and one is deleted",
-        "IPv6, two ways at once",
-        "IPv6, by a device",
-        "IPv6, siblings where ours was",
-    ],
+    spread(
+        [
+            "in front",
+            "two in front, one behind",
+            "on our own nexthop, with a source",
+            "in front, and one is deleted",
+            "IPv6, two ways at once",
+            "IPv6, by a device",
+            "IPv6, siblings where ours was",
+        ]
+    ),
 )
 async def test_a_restart_finds_it_and_the_plan_says_so(wired: Namespace, planes: Planes, which: str) -> None:
     plane = await planes.open()

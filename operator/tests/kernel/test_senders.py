@@ -15,6 +15,7 @@ from netloom.kernel.keeper.owned_table import OwnedTable
 from netloom.kernel.senders.keeper import SendersKeeper, SendersReport
 from netloom.kernel.senders.packed import PackedKeys
 from netloom.kernel.senders.senders import Senders
+from tests.economy import spread
 from tests.kernel.meshes import eventually, running
 from tests.kernel.netns import Namespace
 from tests.kernel.nft import FaultyNftables, Masquerades, masquerades, masquerading, nft, ruleset
@@ -296,7 +297,7 @@ DRIFT = [
 ]
 
 
-@pytest.mark.parametrize("edit", DRIFT)
+@pytest.mark.parametrize("edit", spread(DRIFT))
 async def test_drift_is_repaired(node: Namespace, keepers: Keepers, edit: str) -> None:
     keeper = await keepers.open(count_seconds=3600)
     await keeper.apply(senders(2))

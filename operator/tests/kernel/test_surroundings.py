@@ -14,6 +14,7 @@ from netloom.kernel.surroundings import part, tables
 from netloom.kernel.surroundings.detours import Detour, Remote
 from netloom.kernel.surroundings.keeper import SurroundingsKeeper
 from netloom.kernel.surroundings.part import Surroundings
+from tests.economy import spread
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import Desired, becomes, eventually, here, many, mesh, peer, running
 from tests.kernel.netns import Lab, Namespace
@@ -99,7 +100,7 @@ HARMLESS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("software", HARMLESS)
+@pytest.mark.parametrize("software", spread(HARMLESS))
 async def test_rules_of_common_software_are_no_alarm(
     node: Namespace, pod: Namespace, planes: Planes, keepers: Opener, software: str
 ) -> None:
@@ -158,7 +159,7 @@ HARMFUL = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", HARMFUL)
+@pytest.mark.parametrize("case", spread(HARMFUL))
 async def test_rules_that_lead_pods_packets_elsewhere_are_found_and_go_by_their_text(
     node: Namespace, pod: Namespace, planes: Planes, keepers: Opener, case: str
 ) -> None:

@@ -9,6 +9,7 @@ from netloom.prefilter.block_records import MOST_BLOCKS
 from netloom.prefilter.list_reader import ListReader
 from netloom.prefilter.lists import parse_list
 from netloom.prefilter.records import split
+from tests.economy import seeds
 
 LINES = ["192.0.2.0/24", "192.0.2.7", "198.51.100.1/24", "2001:db8::/32", "# none", "", "bad", "10.0.0.1-10.0.0.9 ; x"]
 
@@ -31,7 +32,7 @@ def edited(draw: random.Random, text: str) -> str:
 
 
 @pytest.mark.parametrize("few", [0, 2048])
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30))
 def test_whatever_is_edited_it_is_read_as_a_new_list(seed: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_records, "FEW", few)
     draw = random.Random(seed)
