@@ -73,9 +73,7 @@ def put(plane: ControlPlane, manifest: Manifest) -> None:
     noted = {"kubectl.kubernetes.io/last-applied-configuration": json.dumps(bare, separators=(",", ":")) + "\n"}
     body = merged(bare, {"metadata": {"annotations": noted}})
     path = path_of(manifest)
-    client.request(
-        "PATCH", f"{path}?fieldManager=kubectl&force=true", body, content_type="application/apply-patch+yaml"
-    )
+    client.apply(path, body)
     if status:
         client.request("PATCH", f"{path}/status", {"status": status})
 

@@ -89,6 +89,11 @@ class Client:
                 raise ApiFailure(status, text)
             time.sleep(_RETRY_SECONDS)
 
+    def apply(self, path: str, manifest: object) -> None:
+        """What `kubectl apply --server-side` does, in its name, with an object: a quarter of the cost."""
+        options = "fieldManager=kubectl&force=true"
+        self.request("PATCH", f"{path}?{options}", manifest, content_type="application/apply-patch+yaml")
+
     def _exchange(
         self, method: str, path: str, body: str | None, headers: dict[str, str], timeout: float
     ) -> tuple[int, str]:

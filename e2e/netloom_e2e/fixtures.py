@@ -5,17 +5,21 @@ from netloom_e2e.fixtures import control_plane, crds_installed, kubectl
 
 from __future__ import annotations
 
+import functools
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from netloom_e2e import binaries, crds
 from netloom_e2e.allocations import LEDGERS, NETLOOM_NODES, NETWORKS, POOLS, Cluster
 from netloom_e2e.build_cache import BinariesError
+from netloom_e2e.client import collection_path
 from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.kubelets import KubeletCluster
 from netloom_e2e.lab import Lab
@@ -95,11 +99,26 @@ def kubectl(control_plane: ControlPlane) -> Kubectl:
 @pytest.fixture
 def cluster(crds_installed: ControlPlane) -> Iterator[Cluster]:
     """The shared control plane for tests of the allocation, emptied afterwards."""
-    crds_installed.kubectl("apply", "--server-side", "--filename", RBAC)
+    for each in _rights():
+        crds_installed.client.apply(_path_of(each), each)
     yield Cluster(crds_installed)
     crds_installed.delete_all(NETWORKS, "nodes", NETLOOM_NODES, LEDGERS, POOLS)
     crds_installed.delete_all("events", namespace="default")
     crds_installed.delete_all("leases.v1.coordination.k8s.io", namespace="kube-system")
+
+
+@functools.cache
+def _rights() -> list[dict[str, Any]]:
+    """Operators'. Each test has them anew, as tests take some away."""
+    return list(yaml.load_all(RBAC.read_text(), yaml.CSafeLoader))
+
+
+def _path_of(manifest: dict[str, Any]) -> str:
+    """Of an object of RBAC."""
+    meta = manifest["metadata"]
+    _, version = manifest["apiVersion"].split("/")
+    resource = f"{manifest['kind'].lower()}s.{version}.rbac.authorization.k8s.io"
+    return f"{collection_path(resource, meta.get('namespace', ''))}/{meta['name']}"
 
 
 @pytest.fixture
