@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from netloom.api.holdings import homes, in_front
+from netloom.api.holdings import home_blocks, in_front
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
@@ -116,7 +116,7 @@ class World:
             default = self.networks.get("default")
             front = default.spec.ipam.multi_pool.default_pool if default else ""
             coming = replace(ipam, pools=replace(ipam.pools, allocated=in_front(ipam.pools.allocated, front)))
-            mine = {home.packed for home in (*homes(ipam), *homes(coming))}
+            mine = {home.packed for home in (*home_blocks(ipam), *home_blocks(coming))}
             self.service.provide(provision(node, self.pools.get, mine).supply)
 
     def hear(self) -> None:

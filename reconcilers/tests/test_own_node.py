@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from netloom.api.holdings import block_texts, homes
+from netloom.api.holdings import block_texts, home_blocks
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
@@ -155,7 +155,7 @@ async def test_a_block_that_the_node_gave_back_is_not_kept_and_one_that_was_take
     effective = host.own.effective(left)
     assert effective is not None
     assert block_texts(effective.spec.ipam) == ("10.1.0.0/28", "10.2.0.0/28")
-    assert homes(effective.spec.ipam) == (Cidr.parse("10.1.0.0/28"),), "peers see the same one in front"
+    assert home_blocks(effective.spec.ipam) == (Cidr.parse("10.1.0.0/28"),), "peers see the same one in front"
 
 
 async def test_a_block_that_was_to_be_given_back_and_is_said_on_is_known_again(host: Host) -> None:

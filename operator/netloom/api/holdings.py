@@ -74,7 +74,7 @@ def held_cidrs(ipam: NodeIPAM) -> tuple[Cidr, ...]:
     return tuple(dict.fromkeys((*found, *(cidr for cidr in alone if cidr is not None))))
 
 
-def homes(ipam: NodeIPAM) -> tuple[Cidr, ...]:
+def home_blocks(ipam: NodeIPAM) -> tuple[Cidr, ...]:
     """The first block of each family, in which the node has addresses of its own among pods': that on its tunnel
     devices, and that of its probe. All nodes take it from the object alike. It does not go while the node lives; in
     mode multi-pool the node's agent keeps a block of the default pool in front, and does not give that one back."""

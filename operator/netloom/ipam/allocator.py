@@ -178,4 +178,4 @@ class Allocator:
             self.blocks.put_back(self.assignments.strike(old, cidr))
         if new:
             self.blocks.put_back(self.assignments.enter(new, cidr))
-            self.blocks.settle(new, cidr)
+            self.blocks.forget_former(new, cidr)

@@ -54,7 +54,7 @@ class FreeBlocks:
                 if pool.version == cidr.version:
                     pool.put_back(cidr)
 
-    def settle(self, node: str, cidr: Cidr) -> None:
+    def forget_former(self, node: str, cidr: Cidr) -> None:
         """A ledger has this block for the node: it wishes for it no more, nor for others of its pool, if it had to take
         one that it did not wish for."""
         former = self._former.of(node) if self._former else ()

@@ -9,7 +9,7 @@ writing all the time, as every write of a node is sent to every agent:
 - less is asked, and a block given back, when it has been so for `idle_seconds` without a break.
 
 A block goes if none of its addresses is used or rests, and the node has what is to be kept ready without it. The blocks
-in which the node has addresses of its own stay (`netloom.api.holdings.homes`).
+in which the node has addresses of its own stay (`netloom.api.holdings.home_blocks`).
 """
 
 from collections.abc import Collection, Iterable, Mapping

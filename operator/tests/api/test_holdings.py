@@ -50,6 +50,6 @@ def test_what_means_no_addresses_is_left_out_and_host_bits_do_not_matter() -> No
 def test_the_first_block_of_each_family_is_home() -> None:
     six = PoolAllocation("six", ("fd00::/120", "fd00::100/120"))
     ipam = NodeIPAM(pools=NodePools(allocated=(*POOLS.pools.allocated, six)))
-    assert holdings.homes(ipam) == (Cidr.parse("10.1.0.0/28"), Cidr.parse("fd00::/120"))
-    assert holdings.homes(BLOCK) == (Cidr.parse("10.42.1.0/24"), Cidr.parse("fd00:1::/64"))
-    assert holdings.homes(NOTHING) == ()
+    assert holdings.home_blocks(ipam) == (Cidr.parse("10.1.0.0/28"), Cidr.parse("fd00::/120"))
+    assert holdings.home_blocks(BLOCK) == (Cidr.parse("10.42.1.0/24"), Cidr.parse("fd00:1::/64"))
+    assert holdings.home_blocks(NOTHING) == ()

@@ -82,7 +82,7 @@ async def test_what_is_known(
     ranges = ServiceRanges(api)  # type: ignore[arg-type]
     ranges.on_change = lambda: news.append(ranges.known)
     running = asyncio.create_task(ranges.run())
-    await ranges.settled(5)
+    await ranges.answered(5)
     assert [f"{each.cidr} {each.source}".removesuffix(" default/kubernetes") for each in ranges.known] == known
     assert ranges.unreadable.startswith(unreadable)
     assert bool(ranges.unreadable) == bool(unreadable)

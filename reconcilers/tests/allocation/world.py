@@ -146,7 +146,7 @@ class ModelServices:
         self.unreadable = ""
         self.on_change: Callable[[], None] = lambda: None
 
-    async def settled(self) -> None:
+    async def answered(self) -> None:
         """At once."""
 
     async def run(self) -> None:

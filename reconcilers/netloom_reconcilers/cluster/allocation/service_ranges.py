@@ -57,14 +57,14 @@ class ServiceRanges:
         self._cidrs: Store[ServiceCIDR] = Store(SERVICE_CIDRS)
         self._services: Store[Service] = Store(SERVICES)
         self._refused: dict[str, str] = {}
-        self._settled = asyncio.Event()
+        self._both = asyncio.Event()
         self._answered: set[str] = set()
 
-    async def settled(self, seconds: float = PATIENCE_SECONDS) -> None:
+    async def answered(self, seconds: float = PATIENCE_SECONDS) -> None:
         """Returns once both were read or refused, or it took too long."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._settled.wait()
+                await self._both.wait()
 
     async def run(self) -> None:
         """Follows both for ever; cancellation is the way to stop it."""
@@ -97,7 +97,7 @@ class ServiceRanges:
         self._answered.add(of.kind)
         self._look()
         if len(self._answered) > 1:
-            self._settled.set()
+            self._both.set()
 
     def _look(self) -> None:
         known = _of_cidrs(self._cidrs.values()) or _of_service(self._services.get(f"{NAMESPACE}/{NAME}"))

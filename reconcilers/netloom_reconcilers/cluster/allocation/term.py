@@ -174,7 +174,7 @@ class Allocation:
                 group.create_task(self.network.run(), name="network")
                 group.create_task(self._services.run(), name="services")
                 await self._commits.loaded.wait()
-                await self._services.settled()
+                await self._services.answered()
                 group.create_task(self.nodes.run(), name="nodes")
                 group.create_task(self.pools.run(), name="pools")
         finally:

@@ -2,7 +2,7 @@
 
 from msgspec.structs import replace
 
-from netloom.api.holdings import homes, in_front
+from netloom.api.holdings import home_blocks, in_front
 from netloom.api.v1alpha1 import NetloomNetwork, NetloomNode
 from netloom.cidr import Address
 from netloom_reconcilers.node.known.peers import pod_cidrs_of
@@ -21,5 +21,5 @@ def of_the_node(node: NetloomNode, network: NetloomNetwork | None) -> set[Addres
         if coming != allocated:
             ipam = replace(node.spec.ipam, pools=replace(node.spec.ipam.pools, allocated=coming))
             after = replace(node, spec=replace(node.spec, ipam=ipam))
-            taken |= set(addresses_of(after).values()) | {cidr.packed for cidr in homes(ipam)}
+            taken |= set(addresses_of(after).values()) | {cidr.packed for cidr in home_blocks(ipam)}
     return taken

@@ -194,7 +194,7 @@ class OwnNode:
 
 
 def with_blocks(ipam: NodeIPAM, texts: Collection[str]) -> NodeIPAM:
-    """What a node holds and these, behind it: what is first counts for more (`netloom.api.holdings.homes`)."""
+    """What a node holds and these, behind it: what is first counts for more (`netloom.api.holdings.home_blocks`)."""
     if not ipam.pools.allocated:
         return msgspec.structs.replace(ipam, pod_cidrs=tuple(dict.fromkeys((*ipam.pod_cidrs, *texts))))
     beside = PoolAllocation(pool=NO_POOL, cidrs=tuple(texts))

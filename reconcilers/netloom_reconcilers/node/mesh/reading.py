@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from netloom.api.holdings import block_texts, homes
+from netloom.api.holdings import block_texts, home_blocks
 from netloom.api.node_addresses import unusable
 from netloom.api.v1alpha1 import CONTESTED, NETWORK_NAME, NetloomNetwork, NetloomNode, Routing
 from netloom.cidr import WIDTH, Address, Cidr, CidrError, addresses_in, format_address, parse_address
@@ -151,7 +151,7 @@ def on_tunnel_devices(node: NetloomNode, cidrs: Sequence[Cidr]) -> tuple[Address
     pods, and lends one only where the node has no larger one of the family. Blocks of pools come and go, and pods may
     have the first address of one: there it is the home blocks' alone, which stay."""
     if node.spec.ipam.pools.allocated:
-        return tuple(cidr.packed for cidr in homes(node.spec.ipam))
+        return tuple(cidr.packed for cidr in home_blocks(node.spec.ipam))
     larger = [cidr for cidr in cidrs if cidr.length < WIDTH[cidr.version] - 1]
     known = {cidr.version for cidr in larger}
     lent = {cidr.version: cidr for cidr in reversed(cidrs) if cidr.version not in known}

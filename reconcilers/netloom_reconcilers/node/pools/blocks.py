@@ -8,7 +8,7 @@ holds it: that one has it by the ledger, and all others would send this node's p
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from netloom.api.holdings import homes, in_front
+from netloom.api.holdings import home_blocks, in_front
 from netloom.api.pool_choice import families_of, family_of, gives
 from netloom.api.v1alpha1 import NetloomIPPool, NodeIPAM, PoolAllocation
 from netloom.api.words import some
@@ -64,7 +64,7 @@ def staying(ipam: NodeIPAM, blocks: Allocated, pools: Pools, default: str) -> tu
     is_to_have = families_of(pool) if pool is not None else VERSIONS
     return tuple(
         home
-        for home in homes(ipam)
+        for home in home_blocks(ipam)
         if home.version in is_to_have or any(each.version == home.version and each != home for each in every)
     )
 

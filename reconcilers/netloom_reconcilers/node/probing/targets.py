@@ -2,7 +2,7 @@
 
 from msgspec.structs import replace
 
-from netloom.api.holdings import homes
+from netloom.api.holdings import home_blocks
 from netloom.api.v1alpha1 import NetloomNode
 from netloom.cidr import Address, Cidr, CidrError, parse_address
 from netloom.kernel.probe.examination import Target
@@ -45,7 +45,7 @@ def as_pods_use(way: Egress, mtu: int) -> Egress:
 
 
 def _first_cidrs(node: NetloomNode) -> dict[int, Cidr]:
-    return {4 if cidr.version == 4 else 16: cidr for cidr in homes(node.spec.ipam)}
+    return {4 if cidr.version == 4 else 16: cidr for cidr in home_blocks(node.spec.ipam)}
 
 
 def _has_room(cidr: Cidr) -> bool:
