@@ -21,7 +21,7 @@ from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS
 from netloom.roles import definitions
 from netloom.roles.sources import Sources
 from netloom.roles.webhook import DRAIN_SECONDS, Guard, GuardOptions, WatchedStore
-from netloom.runtime import health
+from netloom.runtime import health, loop
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.leader import LeaderElector
@@ -69,6 +69,7 @@ async def run_operator(options: OperatorOptions) -> None:
     """Runs until SIGTERM or SIGINT. Raises UserError (a kubeconfig that is wrong, credentials refused for good)."""
     host, port = health.parse_address(options.http_address)
     chosen(FEATURES, options.features)
+    loop.keep_read_buffers()
     user_agent = f"netloom-operator/{__version__}"
     async with await Api.connect(
         options.kubeconfig, options.context, connections=CONNECTIONS, user_agent=user_agent, patient=True

@@ -5,6 +5,7 @@ import ctypes
 import gc
 import os
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,10 +19,13 @@ T = TypeVar("T")
 GC_THRESHOLDS = (10_000, 20, 20)
 """Net allocations before a collection of the youngest, and how many of those before one of the next older objects."""
 
-MALLOC_OPTIONS = ((-8, 1), (-3, 320 << 10), (-1, 1 << 20))
+MALLOC_OPTIONS = ((-8, 1), (-3, 128 << 10), (-1, 1 << 20))
 """M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD (malloc.h), the latter two in bytes. An agent with 5,000 peers has
 2.5 MiB less: its worker thread has no heap of its own, and what a long answer took goes back to the kernel, where glibc
 by itself keeps more the longer an answer was."""
+
+READ_BUFFERS = (-3, 320 << 10)
+"""M_MMAP_THRESHOLD above the 256 KiB with which uvloop's TLS reads: see `keep_read_buffers`."""
 
 TRIM_SECONDS = 20.0
 """Between times at which all pages without anything in them go back to the kernel; glibc itself gives back those at the
@@ -50,6 +54,13 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.get_loop().set_exception_handler(_tell)
         return runner.run(_trimmed(main, trim))
+
+
+def keep_read_buffers() -> None:
+    """For a process that asks much, within `run`: what TLS reads into is not mapped anew for each read. The allocation
+    of 1,000 nodes takes 3,400 page faults less so; an agent, which seldom asks, would have 0.5 MiB more."""
+    with suppress(AttributeError):  # no glibc
+        ctypes.CDLL(None).mallopt(*READ_BUFFERS)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
