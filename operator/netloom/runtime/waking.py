@@ -4,8 +4,8 @@ import asyncio
 from contextlib import suppress
 
 
-async def wait(woken: asyncio.Event, seconds: float) -> None:
-    """Until the event is set, or the time is over."""
+async def wait(woken: asyncio.Event, seconds: float | None) -> None:
+    """Until the event is set, or the time is over; None: it never is."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await woken.wait()

@@ -31,7 +31,6 @@ from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnow
 from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.node_writes import NodeWrites
 from netloom_reconcilers.cluster.allocation.outside_addresses import OutsideAddresses
-from netloom_reconcilers.cluster.allocation.refused_writes import RefusedWrites
 from netloom_reconcilers.cluster.allocation.waiting import LAG_SECONDS, Reason, WaitingNodes
 
 ADDRESS_SECONDS = 30.0
@@ -50,10 +49,8 @@ class NodesReconciler(Member):
         left_out: LeftOut,
         outside: OutsideAddresses,
         waiting_nodes: WaitingNodes,
-        refused: RefusedWrites,
-        writers: int,
+        writes: NodeWrites,
     ) -> None:
-        """`writers`: how many NetloomNodes are given their blocks at the same time."""
         super().__init__(incarnation)
         self._commits = commits
         self._configuration = configuration
@@ -62,9 +59,8 @@ class NodesReconciler(Member):
         self._outside = outside
         self._unreached: dict[str, float] = {}
         self._waiting = waiting_nodes
-        self._refused = refused
-        self._writes = NodeWrites(incarnation, commits, configuration, addresses, waiting_nodes, refused, writers)
-        self._returns = BlockReturns(incarnation, commits, self._writes)
+        self._writes = writes
+        self._returns = BlockReturns(incarnation, commits, writes)
 
     def watch(self) -> list[Unsubscribe]:
         """Follows the caches from now on."""
@@ -305,7 +301,7 @@ class NodesReconciler(Member):
     def _forget(self, name: str) -> None:
         """It waits for nothing, and has no claim to what it had."""
         self._waiting.remove(name)
-        self._refused.note(name, None)
+        self._writes.forget(name)
         self._unreached.pop(name, None)
         self._allocator.forget(name)
 

@@ -8,7 +8,6 @@ Freed blocks, and marks that are not needed any more, travel with the next commi
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,6 +18,7 @@ from netloom.ipam.plan import BatchPlan, BlockRequest, Decision, Deferred, Grant
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.errors import ApiError, Conflict
 from netloom.runtime.queue import TICK_SECONDS
+from netloom.runtime.waking import wait
 from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Changed, Incarnation, Member
 from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
 from netloom_reconcilers.cluster.allocation.ledger_writer import CommitFailure, LedgerWriter
@@ -174,9 +174,7 @@ class CommitQueue(Member):
             if due <= now or len(self._releases) >= self._policy.batch:
                 return
             self._wake.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if due == _NEVER else max(due - now, TICK_SECONDS)):
-                    await self._wake.wait()
+            await wait(self._wake, None if due == _NEVER else max(due - now, TICK_SECONDS))
 
     async def _retried(self, step: Callable[[], Awaitable[T]]) -> T:
         backoff = Backoff(*self._policy.retry)

@@ -141,6 +141,10 @@ class NodeWrites(Member):
             pass
         return LAG_SECONDS
 
+    def forget(self, name: str) -> None:
+        """The node is gone, or given nothing: that a write of it was refused matters no more."""
+        self._refused.note(name, None)
+
     async def live(self, store: Store[T], name: str) -> T | None:
         """As the API server has it, which the cache has then, too."""
         try:

@@ -6,7 +6,6 @@ tells one address: the first of a range whose length only the API server's comma
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from netloom.cidr import WIDTH, Cidr, single
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, Forbidden, NotFound
 from netloom.runtime.store import Store
+from netloom.runtime.waking import wait
 from netloom.runtime.watch import ListWatch
 
 log = structlog.get_logger(__name__)
@@ -62,9 +62,7 @@ class ServiceRanges:
 
     async def answered(self, seconds: float = PATIENCE_SECONDS) -> None:
         """Returns once both were read or refused, or it took too long."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._both.wait()
+        await wait(self._both, seconds)
 
     async def run(self) -> None:
         """Follows both for ever; cancellation is the way to stop it."""

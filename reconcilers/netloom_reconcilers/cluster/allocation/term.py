@@ -40,6 +40,7 @@ from netloom_reconcilers.cluster.allocation.ledger_reader import LedgerReader
 from netloom_reconcilers.cluster.allocation.ledger_writer import LedgerWriter
 from netloom_reconcilers.cluster.allocation.left_out import LeftOut
 from netloom_reconcilers.cluster.allocation.lock import ModeLock
+from netloom_reconcilers.cluster.allocation.node_writes import NodeWrites
 from netloom_reconcilers.cluster.allocation.outside_addresses import OutsideAddresses
 from netloom_reconcilers.cluster.allocation.refused_writes import RefusedWrites
 from netloom_reconcilers.cluster.allocation.reserved import Reserved, Services
@@ -99,6 +100,9 @@ class Allocation:
         self._configuration = AllocationConfiguration(shared, Reserved(shared, self._services))
         self._waiting = WaitingNodes(self._react)
         self._outside = OutsideAddresses(shared, lock, self._services, self._addresses.claimants)
+        writes = NodeWrites(
+            shared, self._commits, self._configuration, self._addresses, self._waiting, refused, policy.writers
+        )
         self._nodes = NodesReconciler(
             shared,
             self._commits,
@@ -107,8 +111,7 @@ class Allocation:
             self._left_out,
             self._outside,
             self._waiting,
-            refused,
-            policy.writers,
+            writes,
         )
         self._network = NetworkReconciler(
             shared, lock, self._configuration, self._left_out, self._waiting, refused, crashes

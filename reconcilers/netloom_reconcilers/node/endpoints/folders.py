@@ -1,11 +1,12 @@
 """Folders that are followed: by what the kernel tells of them, and now and then without that."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 from asyncinotify import Inotify, Mask
+
+from netloom.runtime.waking import wait
 
 _ITSELF = Mask.DELETE_SELF | Mask.MOVE_SELF
 _ELSEWHERE = _ITSELF | Mask.IGNORED
@@ -30,9 +31,7 @@ async def follow(
                 while not pump.done() and all(folder.is_dir() for folder in folders):
                     wake.clear()
                     seconds = await look()
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(seconds):
-                            await wake.wait()
+                    await wait(wake, seconds)
                     await asyncio.sleep(settle)
                 pump.cancel()
     except ExceptionGroup as errors:
