@@ -64,8 +64,11 @@ def test_elements(size: int, data: st.DataObject) -> None:
     ends = st.sampled_from([START, END])
     some = data.draw(st.lists(st.builds(bytes.__add__, st.binary(min_size=size, max_size=size), ends), max_size=4))
     for kind in (NEWSETELEM, DELSETELEM):
-        made = ElementMessages("netloom", "pods", size).encode(kind, some)
+        messages = ElementMessages("netloom", "pods", size)
+        made = messages.encode(kind, some)
         assert made == encoded(kind, "pods", some)
+        starts = [key[:-1] for key in some]
+        assert messages.encode_plain(kind, starts) == encoded(kind, "pods", [key + START for key in starts])
         expected = ("pods", [(key, True) for key in some])
         assert nftables.read_elements(made, 16, len(made)) == by_pyroute2(made, 16, len(made)) == expected
 

@@ -40,7 +40,7 @@ def senders_of(node: NetloomNode) -> tuple[Address, ...]:
     """The IPv4 addresses that the node's packets may come from."""
     texts = [each.ip for each in node.spec.addresses if each.type in _SENDING]
     texts += node.spec.source_addresses
-    return tuple(address for address in addresses_in(texts) if not unusable(address))
+    return tuple([address for address in addresses_in(texts) if not unusable(address)])
 
 
 class SendersFeature(NftablesFeature):

@@ -9,7 +9,7 @@ Numbers are from linux/netfilter/{nf_tables,nfnetlink}.h.
 """
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -190,10 +190,19 @@ class ElementMessages:
         self._start, self._end = _element_heads(size)
 
     def encode(self, kind: int, keys: Iterable[bytes]) -> bytes:
-        """NEWSETELEM or DELSETELEM for these elements."""
-        elements = b"".join(
-            [self._start + key[:-1] if key[-1:] == START else self._end + key[:-1] + _END_FLAG for key in keys]
+        """NEWSETELEM or DELSETELEM for these elements of a set of intervals."""
+        return self._request(
+            kind,
+            b"".join(
+                [self._start + key[:-1] if key[-1:] == START else self._end + key[:-1] + _END_FLAG for key in keys]
+            ),
         )
+
+    def encode_plain(self, kind: int, keys: Sequence[bytes]) -> bytes:
+        """The same of a set that is looked up by hashing: its elements have no ends. 0.05 us each."""
+        return self._request(kind, self._start.join([b"", *keys]))
+
+    def _request(self, kind: int, elements: bytes) -> bytes:
         length = HEADER_SIZE + len(self._where) + 4 + len(elements)
         flags = REQUEST | (CREATE if kind == NEWSETELEM else 0)
         header = HEADER.pack(length, SUBSYSTEM | kind, flags, 0, 0)

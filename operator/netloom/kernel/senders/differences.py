@@ -9,7 +9,7 @@ import msgspec
 
 from netloom.cidr import format_address
 from netloom.kernel.keeper.transaction import ELEMENT, Write
-from netloom.kernel.netlink.nftables import DELSETELEM, NEWSETELEM, START, ElementMessages
+from netloom.kernel.netlink.nftables import DELSETELEM, NEWSETELEM, ElementMessages
 from netloom.kernel.senders.ruleset import TABLE_NAME
 from netloom.kernel.senders.senders import Change, SetName
 
@@ -136,12 +136,12 @@ class Differences:
         if messages is None:
             messages = self._messages[name] = ElementMessages(TABLE_NAME, str(name), name.size)
         kind, what = (DELSETELEM, "delete") if deletes else (NEWSETELEM, "add")
-        encode, ordered = messages.encode, sorted(keys)
+        ordered = sorted(keys)
         return [
             Write(
                 (ELEMENT, SetElement(name, part[0])),
                 what,
-                encode(kind, [key + START for key in part]),
+                messages.encode_plain(kind, part),
                 keys=tuple(part),
                 deletes=deletes,
             )

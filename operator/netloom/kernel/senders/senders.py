@@ -7,15 +7,17 @@ are in one set for each prefix length, as a packet's source is masked before it 
 What a node does not have any more lingers: it may still send from there, as it hears of a change later than others.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterable
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from netloom.cidr import Address, Cidr
 from netloom.kernel.senders.packed import PackedKeys
+
+T = TypeVar("T", Address, Cidr)
 
 LINGER_SECONDS = 30.0
 
@@ -77,7 +79,7 @@ class Senders:
     def set_nodes(self, nodes: Iterable[tuple[str, Iterable[Address], Iterable[Cidr]]], now: float) -> None:
         """By name: they may send from these IPv4 addresses, and for pods in these CIDRs. This node is one without
         addresses: nobody sends for its pods. now: monotonic seconds."""
-        came: dict[SetName, list[bytes]] = {}
+        came: defaultdict[SetName, list[bytes]] = defaultdict(list)
         for name, addresses, cidrs in nodes:
             new, old = _pack(addresses, cidrs), self._nodes.get(name, _NOTHING)
             if new == old:
@@ -88,7 +90,7 @@ class Senders:
                 self._leaving.extend((now + self._linger, where, key) for where, key in before - after)
                 after -= before
             for where, key in after:
-                came.setdefault(where, []).append(key)
+                came[where].append(key)
             if new == _NOTHING:
                 del self._nodes[name]
             else:
@@ -130,24 +132,32 @@ _NOTHING = b"\0"
 
 def _pack(addresses: Iterable[Address], cidrs: Iterable[Cidr]) -> bytes:
     """A node in one piece: 10 bytes for most, where objects would take 250."""
-    senders = sorted({address for address in addresses if len(address) == 4})[:255]
-    pods = [bytes([each.length + _IPV6 * (each.version == 6)]) + each.packed for each in sorted(set(cidrs))]
-    return b"".join([bytes([len(senders)]), *senders, *pods])
+    senders = _ordered([address for address in addresses if len(address) == 4])[:255]
+    pods = [(each.length + _IPV6 * (each.version == 6)).to_bytes() + each.packed for each in _ordered([*cidrs])]
+    return b"".join([len(senders).to_bytes(), *senders, *pods])
 
 
-def _keys(packed: bytes) -> Iterator[tuple[SetName, bytes]]:
+def _ordered(values: list[T]) -> list[T]:
+    """Each once. Nearly always there is one."""
+    return sorted(set(values)) if len(values) > 1 else values
+
+
+def _keys(packed: bytes) -> list[tuple[SetName, bytes]]:
     """What is to be in the sets for it."""
     at = 1 + 4 * packed[0]
     addresses = [packed[start : start + 4] for start in range(1, at, 4)]
-    for address in addresses:
-        yield NODE_SET, address
+    keys = [(NODE_SET, address) for address in addresses]
     while at < len(packed):
-        family, length = (16, packed[at] - _IPV6) if packed[at] >= _IPV6 else (4, packed[at])
-        base = packed[at + 1 : at + 1 + family]
-        yield _name(PODS, family, length), base
-        for address in addresses:
-            yield _name(PAIRS, family, length), address + base
-        at += 1 + family
+        pods, pairs = _sets_of(packed[at])
+        base = packed[at + 1 : at + 1 + pods.family]
+        keys.append((pods, base))
+        keys += [(pairs, address + base) for address in addresses]
+        at += 1 + pods.family
+    return keys
 
 
-_name = cache(SetName)
+@cache
+def _sets_of(length: int) -> tuple[SetName, SetName]:
+    """Of pods and of pairs, by the length as it is packed."""
+    family, length = (16, length - _IPV6) if length >= _IPV6 else (4, length)
+    return SetName(PODS, family, length), SetName(PAIRS, family, length)
