@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 UNIT_TESTS := $(PY) -m pytest -q -n 3 --dist worksteal operator/tests reconcilers/tests
 PEERS ?= 10000
+FEATURES ?= *
 export PATH := $(PATH):/usr/sbin:/sbin
 # Where it is set, each worker of pytest compiles all tests and modules again: 5 s of a core, each, each time.
 export PYTHONDONTWRITEBYTECODE :=
@@ -68,7 +69,7 @@ bench-allocation: setup ## Allocation for NODES new nodes beside the raw create 
 	@$(PY) e2e/bench/allocation.py --nodes $(NODES)
 
 bench-mesh: setup ## PEERS peers into the kernel, the engine beside `ip -batch` and others; and the whole agent
-	@$(PY) e2e/bench/mesh.py --peers $(PEERS)
+	@$(PY) e2e/bench/mesh.py --peers $(PEERS) --features '$(FEATURES)'
 
 bench-codec: setup ## What a netlink message costs by pyroute2's class, by hand and by a template
 	@$(PY) e2e/bench/codec.py
@@ -77,7 +78,7 @@ bench-drift: setup ## Repair of what somebody deletes or edits in the kernel, wi
 	@$(PY) e2e/bench/drift.py --peers $(PEERS)
 
 bench-restart: setup ## Restarts of an agent with PEERS peers while a flow runs through the tunnel
-	@$(PY) e2e/bench/restart.py --peers $(PEERS)
+	@$(PY) e2e/bench/restart.py --peers $(PEERS) --features '$(FEATURES)'
 
 bench-join: NODES ?= 100
 bench-join: setup ## From a new node in the API to a route on NODES agents

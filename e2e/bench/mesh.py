@@ -20,7 +20,7 @@ above --classic-most peers it and pyroute2 are left out (null).
 *agent*: N NetloomNodes are on a real API server. The clock runs from the start of the process (`netloom agent`, with
 the rights of docs/examples/rbac.yaml) until the kernel's own event of the last of N routes, seen by another process.
 CPU time is the agent's until then; rss_mib is what is resident then, peak_mib the most that ever was, read after two
-seconds more.
+seconds more. --features: of the agent; `tunnels,masquerade` to compare with versions that had no others.
 
 Ends with one line `RESULT {json}`. The exit status says whether the tables were right, not whether it was fast.
 """
@@ -216,7 +216,7 @@ class Agent:
         )
 
 
-def run(count: int, rounds: int, *, agent: bool, classic: bool) -> dict[str, Any]:
+def run(count: int, rounds: int, features: str, *, agent: bool, classic: bool) -> dict[str, Any]:
     """All of it; what RESULT says. Raises Wrong."""
     console, prefix = bench.console(), f"nlb{os.getpid()}"
     result: dict[str, Any] = {"peers": count}
@@ -228,7 +228,7 @@ def run(count: int, rounds: int, *, agent: bool, classic: bool) -> dict[str, Any
             result["engine"] = Engine(lab.add_node("engine"), count, folder, console).run(rounds, classic=classic)
         if agent:
             console.print(f"[bold]agent[/bold]: {count} NetloomNodes are there, the agent of one more node starts")
-            made = stack.enter_context(fleet(prefix))
+            made = stack.enter_context(fleet(prefix, features))
             made.populate(count)
             result["agent"] = Agent(made, made.add(), count, console).run(rounds)
     return result
@@ -241,12 +241,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-agent", action="store_true", help="the engine only, without a control plane")
     parser.add_argument("--classic-most", type=int, default=CLASSIC_MOST, help="most peers for the slow ways")
+    parser.add_argument("--features", default="*", help="of the agent, as `netloom agent --features` has them")
     options = parser.parse_args()
     if not 0 < options.peers <= peers.MOST:
         parser.error(f"--peers is from 1 to {peers.MOST}")
     classic = options.peers <= options.classic_most
     return bench.conclude(
-        "bench-mesh", lambda: run(options.peers, options.rounds, agent=not options.no_agent, classic=classic)
+        "bench-mesh",
+        lambda: run(options.peers, options.rounds, options.features, agent=not options.no_agent, classic=classic),
     )
 
 

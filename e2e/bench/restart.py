@@ -159,11 +159,11 @@ def _measure(made: Fleet, count: int, restarts: int, console: Console) -> dict[s
     return result
 
 
-def run(count: int, restarts: int) -> dict[str, Any]:
+def run(count: int, restarts: int, features: str) -> dict[str, Any]:
     """All of it; what RESULT says. Raises Wrong."""
     console = bench.console()
     console.print(bench.circumstances())
-    with fleet(f"nlb{os.getpid()}") as made:
+    with fleet(f"nlb{os.getpid()}", features) as made:
         return _measure(made, count, restarts, console)
 
 
@@ -172,10 +172,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Restarts of an agent with N peers, under a running flow.")
     parser.add_argument("--peers", type=int, default=10_000)
     parser.add_argument("--restarts", type=int, default=4)
+    parser.add_argument("--features", default="*", help="of the agents, as `netloom agent --features` has them")
     options = parser.parse_args()
     if not 0 < options.peers <= peers.MOST:
         parser.error(f"--peers is from 1 to {peers.MOST}")
-    return bench.conclude("bench-restart", lambda: run(options.peers, options.restarts))
+    return bench.conclude("bench-restart", lambda: run(options.peers, options.restarts, options.features))
 
 
 if __name__ == "__main__":

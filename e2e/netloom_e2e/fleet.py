@@ -27,10 +27,12 @@ _END_SECONDS = 30.0
 
 @dataclass
 class Fleet:
-    """`add` makes nodes, `start` their agents. No operator runs: the NetloomNodes are written here, as it would."""
+    """`add` makes nodes, `start` their agents. No operator runs: the NetloomNodes are written here, as it would.
+    features: of the agents, as `--features` has them."""
 
     lab: Lab
     plane: ControlPlane
+    features: str = "*"
     agents: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
 
     def populate(self, count: int) -> None:
@@ -51,6 +53,7 @@ class Fleet:
         one that follows its words."""
         kubeconfig = self.plane.kubeconfig(USER)
         command = [*within, str(NETLOOM), "agent", "--kubeconfig", str(kubeconfig), "--node-name", machine.node]
+        command += ["--features", self.features]
         with self._log(machine).open("a") as log:
             agent = machine.popen([*command, "--run-dir", str(self.plane.state / machine.node)], stdout=log)
         self.agents[machine.node] = agent
@@ -125,12 +128,13 @@ def network(**routing: object) -> dict[str, Any]:
 
 
 def sweep(machine: Machine) -> None:
-    """Take the mesh away from a node whose agent has ended."""
+    """Take the mesh, and what stands in nftables, away from a node whose agent has ended."""
     machine.ip("link", "del", TUNNEL, check=False)
+    machine.run("nft", "flush", "ruleset")
 
 
 @contextmanager
-def fleet(prefix: str) -> Iterator[Fleet]:
+def fleet(prefix: str, features: str = "*") -> Iterator[Fleet]:
     """A fleet without nodes. The calling thread moves into the lab's switch, for good."""
     with ExitStack() as stack:
         lab = stack.enter_context(Lab(prefix))  # nobody waits for a build who has not the right to make one
@@ -140,6 +144,6 @@ def fleet(prefix: str) -> Iterator[Fleet]:
         crds.install(plane)
         plane.kubectl("apply", "-f", str(RBAC))
         plane.client.request("POST", objects.NETWORK, network(mode="tunnel"))
-        made = Fleet(lab, plane)
+        made = Fleet(lab, plane, features)
         stack.callback(made.kill)
         yield made
