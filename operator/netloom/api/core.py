@@ -78,10 +78,12 @@ NODES = Resource("", "v1", "nodes", Node)
 
 
 class ManagedFields(Struct, frozen=True):
-    """metadata.managedFields[]: what `manager` wrote, by a server-side apply or (`operation` Update) otherwise."""
+    """metadata.managedFields[]: what `manager` wrote, by a server-side apply or (`operation` Update) otherwise, and
+    when it last changed that."""
 
     manager: str = ""
     operation: str = ""
+    time: str = ""
     fields_v1: dict[str, Any] = msgspec.field(name="fieldsV1", default_factory=dict)
 
 

@@ -5,6 +5,7 @@ of the fields that are used 3 us and 0.9 KiB. Unknown fields are skipped, so a n
 Field names are the wire's names in snake case; `rename="camel"` translates them.
 """
 
+import builtins
 from collections.abc import Iterable
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -95,20 +96,27 @@ class Object(Protocol):
 
 
 T = TypeVar("T", bound=Object)
+S = TypeVar("S", bound=Object)
 
 
 class Resource(msgspec.Struct, Generic[T], frozen=True):
-    """A kind as the API server serves it, with the struct its objects are decoded into."""
+    """A kind as the API server serves it, with the struct its objects are decoded into. It is called as that struct is,
+    unless `named` says otherwise."""
 
     group: str
     version: str
     plural: str
     type: type[T]
+    named: str = ""
 
     @property
     def kind(self) -> str:
-        """Of its objects; the struct is called so, too."""
-        return self.type.__name__
+        """Of its objects."""
+        return self.named or self.type.__name__
+
+    def read_as(self, other: builtins.type[S]) -> "Resource[S]":
+        """The same kind, of which other fields are read."""
+        return Resource(self.group, self.version, self.plural, other, self.kind)
 
     @property
     def api_version(self) -> str:

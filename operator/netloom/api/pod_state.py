@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from netloom.api.core import PodSpec
-from netloom.api.meta import ObjectMeta, Resource, Struct
+from netloom.api.core import PODS, PodSpec
+from netloom.api.meta import ObjectMeta, Struct
 
 
 class Ended(Struct, frozen=True):
@@ -65,4 +65,4 @@ class PodState(Struct, frozen=True):
             yield from filter(None, (each.state.waiting,))
 
 
-POD_STATES = Resource("", "v1", "pods", PodState)
+POD_STATES = PODS.read_as(PodState)

@@ -6,8 +6,9 @@ may look at the namespace of the agents; others are told by the Leases, later.
 
 import asyncio
 
+from netloom.api import cilium
 from netloom.api.cluster_facts import ObjectProblem
-from netloom.api.meta import ObjectMeta, Resource, Struct
+from netloom.api.meta import ObjectMeta, Struct
 from netloom.api.pod_state import POD_STATES
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError
@@ -34,7 +35,7 @@ class CountedDaemonSet(Struct, frozen=True):
     status: Counts = Counts()
 
 
-DAEMON_SETS = Resource("apps", "v1", "daemonsets", CountedDaemonSet)
+DAEMON_SETS = cilium.DAEMON_SETS.read_as(CountedDaemonSet)
 
 
 async def problems(api: Api, namespace: str) -> list[ObjectProblem]:

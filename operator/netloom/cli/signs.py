@@ -6,43 +6,30 @@ believed only where the API server keeps no such record.
 """
 
 import datetime as dt
-from typing import Any
-
-import msgspec
 
 from netloom.api.cluster_facts import Sign
 from netloom.api.coordination import LEASES, LeaseSpec
-from netloom.api.meta import ObjectMeta, Resource, Struct
+from netloom.api.core import ManagedMeta
+from netloom.api.meta import Struct
 from netloom.runtime.clock import timestamp
-
-
-class DatedFields(Struct, frozen=True):
-    """metadata.managedFields[]: when a manager changed which fields last."""
-
-    time: str = ""
-    fields: dict[str, Any] = msgspec.field(name="fieldsV1", default_factory=dict)
-
-
-class DatedMeta(ObjectMeta, frozen=True):
-    """metadata, and who wrote what when."""
-
-    managed_fields: tuple[DatedFields, ...] = ()
 
 
 class DatedLease(Struct, frozen=True):
     """coordination.k8s.io/v1 Lease, with the API server's word on when it was written."""
 
-    metadata: DatedMeta = DatedMeta()
+    metadata: ManagedMeta = ManagedMeta()
     spec: LeaseSpec = LeaseSpec()
 
 
-DATED_LEASES = Resource(LEASES.group, LEASES.version, LEASES.plural, DatedLease)
+DATED_LEASES = LEASES.read_as(DatedLease)
 
 
 def sign_of(lease: DatedLease, now: dt.datetime) -> Sign:
     """What a Lease says of its holder. `now` by the API server's clock."""
     spec = lease.spec
-    renewals = [each.time for each in lease.metadata.managed_fields if "f:renewTime" in each.fields.get("f:spec", {})]
+    renewals = [
+        each.time for each in lease.metadata.managed_fields if "f:renewTime" in each.fields_v1.get("f:spec", {})
+    ]
     heard = max(filter(None, map(_moment, renewals or [spec.renew_time or ""])), default=None)
     return Sign(
         holder=spec.holder_identity,

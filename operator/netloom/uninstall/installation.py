@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from netloom.api.meta import Resource
+from netloom.api.v1alpha1 import LEDGERS, NETLOOM_NODES, NETWORKS, POOLS, PREFILTERS
 from netloom.runtime.wire import MetaOnly
 from netloom.webhook import names
 from netloom.webhook.names import CA_SECRET, KEPT_POLICY, NAME, Scope
@@ -15,10 +15,7 @@ PARTS = ("netloom-crds", "netloom-test", "netloom-test-guard", "netloom-uninstal
 HOOKS = "/apis/admissionregistration.k8s.io/v1"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 APPS = "/apis/apps/v1"
-NETWORK_KINDS = tuple(
-    Resource("netloom.dev", "v1alpha1", plural, MetaOnly)
-    for plural in ("netloomnetworks", "netloomnodes", "netloomledgers", "netloomippools", "netloomprefilters")
-)
+NETWORK_KINDS = tuple(each.read_as(MetaOnly) for each in (NETWORKS, NETLOOM_NODES, LEDGERS, POOLS, PREFILTERS))
 """The network first: an operator that still runs somewhere gives no node anything without it."""
 NAME_LABEL = "app.kubernetes.io/name"
 

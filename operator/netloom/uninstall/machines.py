@@ -3,8 +3,8 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from netloom.api.core import TaintedSpec
-from netloom.api.meta import ObjectMeta, Resource, Struct
+from netloom.api.core import NODES, TaintedSpec
+from netloom.api.meta import ObjectMeta, Struct
 from netloom.api.pod_state import PodState
 from netloom.uninstall.cleaner import pod_name
 
@@ -36,7 +36,7 @@ class MachineNode(Struct, frozen=True):
         return not any(each.type == "Ready" and each.status in ("True", "False") for each in self.status.conditions)
 
 
-MACHINES = Resource("", "v1", "nodes", MachineNode)
+MACHINES = NODES.read_as(MachineNode)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from netloom.api.meta import ObjectMeta, Resource, Struct
+from netloom.api.core import NODES
+from netloom.api.meta import ObjectMeta, Struct
 from netloom.runtime.client import Api
 from netloom.runtime.errors import Forbidden, NotFound
 
@@ -36,7 +37,7 @@ class BootedNode(Struct, frozen=True):
     status: BootedStatus = BootedStatus()
 
 
-BOOTED = Resource("", "v1", "nodes", BootedNode)
+BOOTED = NODES.read_as(BootedNode)
 
 
 def boot() -> str:

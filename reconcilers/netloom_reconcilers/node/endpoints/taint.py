@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import structlog
 
+from netloom.api.core import NODES, TaintedSpec
 from netloom.api.core import NOT_READY_TAINT as KEY
-from netloom.api.core import TaintedSpec
-from netloom.api.meta import ObjectMeta, Resource, Struct
+from netloom.api.meta import ObjectMeta, Struct
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ApiError, Conflict, Forbidden, NotFound
 from netloom.runtime.waking import wait
@@ -34,7 +34,7 @@ class TaintedNode(Struct, frozen=True):
     spec: TaintedSpec = TaintedSpec()
 
 
-TAINTED = Resource("", "v1", "nodes", TaintedNode)
+TAINTED = NODES.read_as(TaintedNode)
 
 
 class Taint:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from netloom.api.meta import ObjectMeta, Resource, Struct
+from netloom.api import core
+from netloom.api.meta import ObjectMeta, Struct
 from netloom.api.v1alpha1 import ListReference
 from netloom.prefilter.list_reader import ListReader
 from netloom.prefilter.lists import ParsedList
@@ -40,7 +41,7 @@ class ListConfigMap(Struct, frozen=True):
     entries: Any = None
 
 
-CONFIG_MAPS = Resource("", "v1", "configmaps", ListConfigMap)
+CONFIG_MAPS = core.CONFIG_MAPS.read_as(ListConfigMap)
 
 
 class Place(NamedTuple):
