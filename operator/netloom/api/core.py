@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from netloom.api.meta import ObjectMeta, Resource, Struct
+from netloom.api.meta import READY, ObjectMeta, Resource, Struct
 
 
 class NodeAddress(Struct, frozen=True):
@@ -51,10 +51,10 @@ class NodeStatus(Struct, frozen=True):
     def ready(self) -> NodeCondition:
         """Whether the kubelet says that it is Ready, and since when: Unknown where the kubelet is silent, empty where
         there is no kubelet that says anything."""
-        return next((each for each in self.conditions if each.type == "Ready"), _NOT_SAID)
+        return next((each for each in self.conditions if each.type == READY), _NOT_SAID)
 
 
-_NOT_SAID = NodeCondition("Ready")
+_NOT_SAID = NodeCondition(READY)
 
 
 class Node(Struct, frozen=True):

@@ -58,7 +58,7 @@ class Condition(Struct, frozen=True):
     observed_generation: int = 0
 
 
-READY, DATAPLANE_READY, POD_TRAFFIC_PASSES = "Ready", "DataplaneReady", "PodTrafficPasses"
+READY, ALLOCATED, DATAPLANE_READY, POD_TRAFFIC_PASSES = "Ready", "Allocated", "DataplaneReady", "PodTrafficPasses"
 """Types of conditions that one module writes and others read."""
 
 

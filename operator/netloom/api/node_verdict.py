@@ -18,11 +18,11 @@ from netloom.api.cluster_facts import (
 from netloom.api.core import Node
 from netloom.api.holdings import block_texts, holds
 from netloom.api.ipam_modes import mode_of
-from netloom.api.meta import Condition
+from netloom.api.meta import ALLOCATED, DATAPLANE_READY, POD_TRAFFIC_PASSES, READY, Condition, condition_of
 from netloom.api.odd_addresses import unreachable
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode
 
-_LAST_WORDS = ("DataplaneReady=Unknown", "PodTrafficPasses=False", "PodTrafficPasses=Unknown")
+_LAST_WORDS = (f"{DATAPLANE_READY}=Unknown", f"{POD_TRAFFIC_PASSES}=False", f"{POD_TRAFFIC_PASSES}=Unknown")
 """Of an agent that is gone: it looks no more."""
 
 
@@ -76,8 +76,8 @@ class NodeJudge:
             single_addresses=len(obj.spec.ipam.pool) if obj else 0,
             mode=obj.spec.ipam.mode if obj else "",
             waiting=not _holds(obj) and not (obj is None and isinstance(self._known.netloom_nodes, Unseen)),
-            allocated=status_of(conditions, "Allocated"),
-            dataplane=status_of(conditions, "DataplaneReady"),
+            allocated=status_of(conditions, ALLOCATED),
+            dataplane=status_of(conditions, DATAPLANE_READY),
             agent=life,
             last_heard=sign.heard if sign else "",
             conditions=conditions,
@@ -94,7 +94,7 @@ class NodeJudge:
                     "Node", name, reason, f"Node {name}: has no NetloomNode, and so no {self._what}: {why}"
                 )
             return
-        allocated = status_of(obj.status.conditions, "Allocated")
+        allocated = status_of(obj.status.conditions, ALLOCATED)
         if node is None and not isinstance(self._known.nodes, Unseen) and allocated != "False":
             why = f"NetloomNode {name}: there is no Node {name}. The operator removes it, unless it was made by hand."
             yield ObjectProblem("NetloomNode", name, "NoNode", why)
@@ -116,7 +116,7 @@ class NodeJudge:
                 f"Look whether `netloom agent` runs on node {name} and reaches the API server."
             )
             yield ObjectProblem("Agent", name, "AgentSilent", why)
-        elif obj is not None and not status_of(obj.status.conditions, "DataplaneReady"):
+        elif obj is not None and not status_of(obj.status.conditions, DATAPLANE_READY):
             why = f"agent of {name}: has not said yet whether the kernel holds what is desired."
             yield ObjectProblem("Agent", name, "DataplaneNotTold", why)
 
@@ -130,7 +130,7 @@ def _why_waiting(known: ClusterFacts) -> tuple[str, str]:
         return "Waiting", "the operator gives them; whether one works could not be looked at."
     if sign is None or sign.life != "alive":
         return "NoOperator", "no operator is heard of that would give them."
-    ready = next((each for each in network_conditions(known) if each.type == "Ready"), None)
+    ready = condition_of(network_conditions(known), READY)
     if ready is not None and ready.status != "True":
         return ready.reason, f"NetloomNetwork {NETWORK_NAME} is not ready ({ready.reason}), and says why."
     if _from_outside(known):

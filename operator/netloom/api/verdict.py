@@ -26,6 +26,7 @@ from netloom.api.cluster_facts import (
     network_conditions,
     status_of,
 )
+from netloom.api.meta import READY
 from netloom.api.node_verdict import NodeJudge, NodeState
 from netloom.api.v1alpha1 import NETWORK_NAME
 from netloom.api.words import SHOWN
@@ -191,7 +192,7 @@ def _unseen(known: ClusterFacts) -> Iterator[ObjectProblem]:
 def _operator(known: ClusterFacts) -> Iterator[ObjectProblem]:
     sign, lease = known.operator, f"Lease {known.namespace}/{OPERATOR_LEASE}"
     consequence = "new nodes get no pod CIDRs, and nothing is told of nodes that fail"
-    if sign is None and status_of(network_conditions(known), "Ready"):
+    if sign is None and status_of(network_conditions(known), READY):
         why = (
             f"operator: no sign of life can be seen: {lease} does not exist, though one has judged the NetloomNetwork. "
             "If it keeps its Lease in another namespace, give that as --lease-namespace; of one with --no-leader-elect "
@@ -238,7 +239,7 @@ def _network(known: ClusterFacts) -> Iterator[ObjectProblem]:
         yield ObjectProblem("NetloomNetwork", NETWORK_NAME, "NetworkDeleted", why)
     yield from condition_problems("NetloomNetwork", NETWORK_NAME, network.status.conditions)
     sign = known.operator
-    if isinstance(sign, Sign) and sign.life == "alive" and not status_of(network.status.conditions, "Ready"):
+    if isinstance(sign, Sign) and sign.life == "alive" and not status_of(network.status.conditions, READY):
         why = f"{_NETWORK}: the operator {sign.holder} has not said whether it accepts it; if that lasts, see its log."
         yield ObjectProblem("NetloomNetwork", NETWORK_NAME, "NotYetAccepted", why)
 

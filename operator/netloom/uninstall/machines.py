@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from netloom.api.core import NODES, TaintedSpec
-from netloom.api.meta import ObjectMeta, Struct
+from netloom.api.meta import READY, ObjectMeta, Struct
 from netloom.api.pod_state import PodState
 from netloom.uninstall.cleaner import pod_name
 
@@ -33,7 +33,7 @@ class MachineNode(Struct, frozen=True):
     def is_silent(self) -> bool:
         """Whether its kubelet is not heard of. One that says that it is not ready, as for lack of a network, runs pods
         in the machine's network."""
-        return not any(each.type == "Ready" and each.status in ("True", "False") for each in self.status.conditions)
+        return not any(each.type == READY and each.status in ("True", "False") for each in self.status.conditions)
 
 
 MACHINES = NODES.read_as(MachineNode)

@@ -21,6 +21,7 @@ from netloom.api.cluster_facts import AGENT_LABEL, ClusterFacts, Sign, Unseen, a
 from netloom.api.coordination import LEASES, Lease
 from netloom.api.core import NODES, Node
 from netloom.api.holdings import holds
+from netloom.api.meta import DATAPLANE_READY, condition_of
 from netloom.api.participation import takes_part
 from netloom.api.v1alpha1 import (
     NETLOOM_NODES,
@@ -46,7 +47,6 @@ from netloom_reconcilers.signs_of_life import NOT_HEARD_OF
 
 log = structlog.get_logger(__name__)
 
-CONDITION = "DataplaneReady"
 LOOK_SECONDS, LOOK_SECONDS_PER_NODE = 5.0, 0.002
 """Between looks at the caches, and what each of many nodes makes of it. One at 5,000 nodes costs 60 ms."""
 LATE_SECONDS = 5.0
@@ -186,7 +186,7 @@ class Health:
             obj = self._caches.netloom_nodes.get(name)
             if obj is None or not holds(obj.spec.ipam) or name not in self._caches.nodes:
                 continue
-            told = next((each for each in obj.status.conditions if each.type == CONDITION), None)
+            told = condition_of(obj.status.conditions, DATAPLANE_READY)
             if told is None or (told.status, told.reason) != ("Unknown", NOT_HEARD_OF):
                 yield obj
 
@@ -203,7 +203,7 @@ class Health:
             return False
         if why:
             written = await self._conditions.set(
-                NETLOOM_NODES, obj, CONDITION, False, NOT_HEARD_OF, why, status="Unknown"
+                NETLOOM_NODES, obj, DATAPLANE_READY, False, NOT_HEARD_OF, why, status="Unknown"
             )
             if written is not None:
                 self._caches.netloom_nodes.put(written)

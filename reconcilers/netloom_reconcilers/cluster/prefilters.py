@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from netloom.api.core import NODES
-from netloom.api.meta import READY, Condition
+from netloom.api.meta import DATAPLANE_READY, READY, Condition
 from netloom.api.participation import chosen, takes_part
 from netloom.api.prefilter_verdict import NO_NODES
 from netloom.api.v1alpha1 import (
@@ -39,7 +39,7 @@ from netloom.api.v1alpha1 import (
 from netloom.runtime.errors import ApiError
 from netloom_reconcilers.allowance import Allowance, Pace
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
-from netloom_reconcilers.cluster.health import CONDITION, sending_pace
+from netloom_reconcilers.cluster.health import sending_pace
 from netloom_reconcilers.conditions import OPERATOR, Conditions
 from netloom_reconcilers.features.cluster import ClusterContext
 from netloom_reconcilers.signs_of_life import NOT_HEARD_OF
@@ -55,8 +55,10 @@ PACE = Pace(most=4, seconds=60.0)
 FAILURES, PROBLEMS, LONGEST = 8, 16, 1024
 """Of the CRD."""
 _NAMED = 3
-WHOLE = "netloom-operator-whole"
-"""Field manager of the second condition: what one manager applied and does not list again goes."""
+WHOLE = "Whole"
+"""Type of the second condition."""
+WHOLE_MANAGER = "netloom-operator-whole"
+"""Its field manager: what one manager applied and does not list again goes."""
 
 
 class Gathered(msgspec.Struct, frozen=True):
@@ -166,7 +168,7 @@ class Prefilters:
         self._clock = clock
         api, events = feature.context.api, feature.context.events
         self._ready = Conditions(api, events, OPERATOR)
-        self._whole = Conditions(api, events, WHOLE)
+        self._whole = Conditions(api, events, WHOLE_MANAGER)
         self._allowance = Allowance(clock(), math.inf)
         self._memory = _Memory()
 
@@ -264,13 +266,13 @@ class Prefilters:
         )
         if stored is not None:
             store.put(stored)
-        stored = await self._whole.set(PREFILTERS, stored or prefilter, "Whole", *found.whole, problems=found.problems)
+        stored = await self._whole.set(PREFILTERS, stored or prefilter, WHOLE, *found.whole, problems=found.problems)
         if stored is not None:
             store.put(stored)
 
     def _is_due(self, status: PrefilterStatus, record: _Record, found: Gathered, now: float) -> bool:
         conditions = {each.type: each for each in status.conditions}
-        ready, whole = conditions.get(READY), conditions.get("Whole")
+        ready, whole = conditions.get(READY), conditions.get(WHOLE)
         if ready is not None and whole is not None:
             judged = (ready.reason, whole.reason, ready.observed_generation)
             if judged == (found.ready[1], found.whole[1], record.generation) and (
@@ -290,7 +292,7 @@ def _is_told(status: PrefilterStatus, ready: Condition, whole: Condition, found:
 
 def _said(node: NetloomNode) -> NodePrefilter | None:
     """None of an agent that is silent: what it said last may be long over."""
-    silent = any(each.type == CONDITION and each.reason == NOT_HEARD_OF for each in node.status.conditions)
+    silent = any(each.type == DATAPLANE_READY and each.reason == NOT_HEARD_OF for each in node.status.conditions)
     return None if silent else node.status.prefilter
 
 

@@ -10,7 +10,7 @@ import msgspec
 from netloom.api.core import POD_CIDR_ANNOTATIONS, Node, NodeAddress
 from netloom.api.holdings import block_texts, blocks, cidrs_of, held_cidrs, holds, is_in_use
 from netloom.api.ipam_modes import mode_named
-from netloom.api.meta import ObjectMeta, OwnerReference
+from netloom.api.meta import READY, ObjectMeta, OwnerReference
 from netloom.api.odd_addresses import is_usable
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import (
@@ -87,7 +87,7 @@ def trimmed(node: Node) -> Node:
         labels=labels,
         annotations={key: meta.annotations[key] for key in _KEPT if key in meta.annotations} or _NOTHING,
     )
-    ready = tuple(each for each in node.status.conditions if each.type == "Ready")
+    ready = tuple(each for each in node.status.conditions if each.type == READY)
     return msgspec.structs.replace(node, metadata=kept, status=msgspec.structs.replace(node.status, conditions=ready))
 
 

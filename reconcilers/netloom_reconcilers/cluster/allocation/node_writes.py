@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from netloom.api.core import Node
 from netloom.api.ipam_modes import mode_named
-from netloom.api.meta import Object
+from netloom.api.meta import ALLOCATED, Object
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETLOOM_NODES, Address, NetloomNode
 from netloom.ipam.marks import REQUEST_SECONDS
@@ -189,7 +189,7 @@ class NodeWrites(Member):
 
     async def fine(self, obj: NetloomNode) -> None:
         """Takes back an earlier complaint. A node that never had one costs no write."""
-        if any(each.type == "Allocated" and each.status != "True" for each in obj.status.conditions):
+        if any(each.type == ALLOCATED and each.status != "True" for each in obj.status.conditions):
             what = (
                 "addresses, and nothing is wrong with them"
                 if mode_named(self._configuration.mode).from_outside
@@ -198,6 +198,6 @@ class NodeWrites(Member):
             await self._tell(obj, True, "Allocated", f"it holds {what}")
 
     async def _tell(self, obj: NetloomNode, good: bool, reason: str, message: str) -> None:
-        written = await self._conditions.set(NETLOOM_NODES, obj, "Allocated", good, reason, message)
+        written = await self._conditions.set(NETLOOM_NODES, obj, ALLOCATED, good, reason, message)
         if written is not None:
             self.store(written)
