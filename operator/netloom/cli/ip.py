@@ -9,12 +9,12 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import typer
 
-from netloom.cli.options import Cluster, Output, awaited, grouped, show
+from netloom.cli.options import RUN_DIR, Cluster, Output, awaited, grouped, show
 from netloom_reconcilers.node.addresses.wire import SOCKET, WAIT_SECONDS, AddressListing, Ask, Assignment, Released, Why
 
 M = TypeVar("M", bound=msgspec.Struct)
 
-_PATH = Path("/run/netloom") / SOCKET
+_PATH = RUN_DIR / SOCKET
 
 ip = typer.Typer(help="Addresses of pods on this machine: give, take back, list.", no_args_is_help=True)
 

@@ -11,6 +11,7 @@ import typer
 
 from netloom.api.errors import UserError, WrongUsage
 from netloom.cli.options import (
+    RUN_DIR,
     Cluster,
     CniHost,
     CniInstall,
@@ -34,7 +35,6 @@ EXIT_CHANGES = 2
 """Exit status of `netloom plan` when the kernel differs from what is wanted."""
 
 HOST = sockets.gethostname().lower()
-_RUN_DIR = Path("/run/netloom")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class NodeOptions:
 
     node_name: NodeName = HOST
     manifests: Manifests = None
-    run_dir: RunDir = _RUN_DIR
+    run_dir: RunDir = RUN_DIR
     features: Features = "*"
 
 
@@ -84,7 +84,7 @@ def plan(node: NodeOptions, cluster: Cluster, output: Output = "text") -> None:
 @grouped
 def cleanup(
     *,
-    run_dir: RunDir = _RUN_DIR,
+    run_dir: RunDir = RUN_DIR,
     state_dir: StateDir = None,
     socket: Socket = None,
     cni_host: CniHost,

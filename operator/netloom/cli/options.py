@@ -13,8 +13,11 @@ import typer
 
 from netloom.api.errors import sentences
 from netloom.cli.ignored import refuse_ignored
+from netloom_reconcilers.node.endpoints.options import BIN_DIR, CHAIN, CONF_DIR, DELETIONS, PLUGIN_FILE, VERSION
 
 T = TypeVar("T")
+
+RUN_DIR = Path("/run/netloom")
 
 Kubeconfig = Annotated[
     str | None,
@@ -125,12 +128,10 @@ class CniHost:
         typer.Option(
             metavar="DIR", help="Where the CNI plugin writes deletions down while no agent answers; compiled into it."
         ),
-    ] = Path("/var/lib/netloom/deletions")
-    cni_bin_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where the host has its CNI plugins.")] = Path(
-        "/opt/cni/bin"
-    )
+    ] = DELETIONS
+    cni_bin_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where the host has its CNI plugins.")] = BIN_DIR
     cni_conf_dir: Annotated[Path, typer.Option(metavar="DIR", help="Where the host has its CNI configurations.")] = (
-        Path("/etc/cni/net.d")
+        CONF_DIR
     )
 
 
@@ -141,16 +142,14 @@ class CniInstall:
     cni_install: Annotated[
         bool, typer.Option("--cni-install", help="Put the CNI plugin and its configuration on the host, and keep them.")
     ] = False
-    cni_plugin: Annotated[Path, typer.Option(metavar="FILE", help="The CNI plugin that is put there.")] = Path(
-        "/usr/libexec/netloom/netloom-cni"
-    )
+    cni_plugin: Annotated[Path, typer.Option(metavar="FILE", help="The CNI plugin that is put there.")] = PLUGIN_FILE
     cni_chain: Annotated[
         str, typer.Option(metavar="LIST", help="CNI plugins that are to run behind it, by commas; '' for none.")
-    ] = "portmap"
+    ] = ",".join(CHAIN)
     cni_version: Annotated[
         Literal["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
         typer.Option(help="Of the CNI specification, in the configuration. With 1.1.0 runtimes ask for GC and STATUS."),
-    ] = "1.0.0"
+    ] = VERSION
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,10 +30,10 @@ class AgentOptions:
     """
 
     node_name: str
+    run_dir: Path
     kubeconfig: str | None = None
     context: str | None = None
     manifests: Path | None = None
-    run_dir: Path = Path("/run/netloom")
     state_dir: Path | None = None
     socket: Path | None = None
     give_back_after: float = IDLE_SECONDS

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from netloom.uninstall.installation import AGENT, NAME_LABEL
+from netloom_reconcilers.node.endpoints.options import BIN_DIR, CONF_DIR, DELETIONS, MOUNTED
 
 NAME = "netloom-cleanup"
-BIN, CONF = "/opt/cni/bin", "/etc/cni/net.d"
+BIN, CONF = str(BIN_DIR), str(CONF_DIR)
 TERMINATION = "/dev/termination-log"
 _LONGEST_NAME = 253
 _SECURITY = {
@@ -84,7 +85,7 @@ def pod(cleaner: Cleaner, node: str, namespace: str) -> dict[str, Any]:
     folders = {"sysctl": "/proc/sys/net", "run": "/run", "lib": "/var/lib"}
     folders |= {"cni-bin": cleaner.bin_dir, "cni-conf": cleaner.conf_dir}
     volumes = [{"name": name, "hostPath": {"path": path}} for name, path in folders.items()]
-    mounts = [{"name": name, "mountPath": f"/host{path}"} for name, path in folders.items()]
+    mounts = [{"name": name, "mountPath": f"{MOUNTED}{path}"} for name, path in folders.items()]
     for name in cleaner.volumes:
         volumes.append({"name": name, "hostPath": _SOME[name]})
         mounts.append({"name": name, "mountPath": _SOME[name]["path"]})
@@ -97,13 +98,13 @@ def pod(cleaner: Cleaner, node: str, namespace: str) -> dict[str, Any]:
             "--yes",
             "--forget",
             f"--report={TERMINATION}",
-            "--run-dir=/host/run/netloom",
-            "--state-dir=/host/var/lib/netloom",
-            "--cni-deletions=/host/var/lib/netloom/deletions",
-            f"--cni-bin-dir=/host{cleaner.bin_dir}",
-            f"--cni-conf-dir=/host{cleaner.conf_dir}",
+            f"--run-dir={MOUNTED}/run/netloom",
+            f"--state-dir={MOUNTED}/var/lib/netloom",
+            f"--cni-deletions={MOUNTED}{DELETIONS}",
+            f"--cni-bin-dir={MOUNTED}{cleaner.bin_dir}",
+            f"--cni-conf-dir={MOUNTED}{cleaner.conf_dir}",
         ],
-        "env": [{"name": "NETLOOM_PROC_SYS", "value": "/host/proc/sys"}],
+        "env": [{"name": "NETLOOM_PROC_SYS", "value": f"{MOUNTED}/proc/sys"}],
         "securityContext": dict(cleaner.security),
         "resources": dict(cleaner.resources),
         "terminationMessagePath": TERMINATION,

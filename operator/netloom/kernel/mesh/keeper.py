@@ -33,7 +33,6 @@ from netloom.kernel.sysctl import SysctlRecord
 
 log = structlog.get_logger(__name__)
 
-RUN_DIRECTORY = Path("/run/netloom")
 RECORD = "sysctl.json"
 """Name of the record of switches in the run directory."""
 
@@ -95,7 +94,7 @@ class Dataplane(RestoringKeeper[Desired, Report]):
     def __init__(
         self,
         *,
-        run_directory: Path = RUN_DIRECTORY,
+        run_directory: Path,
         retain_unknown: bool = False,
         **options: Unpack[KeeperOptions],
     ) -> None:

@@ -1,7 +1,7 @@
 """Where an agent is asked for pods' interfaces, and what it puts on the host for that."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 SOCKET = "cni.sock"
 """Its name in the run directory."""
@@ -10,7 +10,7 @@ BIN_DIR = Path("/opt/cni/bin")
 CONF_DIR = Path("/etc/cni/net.d")
 PLUGIN_FILE = Path("/usr/libexec/netloom/netloom-cni")
 CHAIN = ("portmap",)
-VERSION = "1.0.0"
+VERSION: Final = "1.0.0"
 """Of the configuration that is installed: one that all runtimes and plugins in use speak."""
 MOUNTED = Path("/host")
 """Below it the chart, and `netloom uninstall`, mount the host's own folders into a container."""
