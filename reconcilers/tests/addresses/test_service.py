@@ -381,6 +381,14 @@ async def test_who_hangs_up_waits_no_longer(tmp_path: Path) -> None:
         ("DELETE", "/v1/addresses", None, "parameter 'name' is missing"),
         ("DELETE", "/v1/addresses?name=d/a&interface=", None, "name and interface cannot be empty"),
         ("DELETE", "/v1/addresses?name=d/a&address=10", None, "'10' is not an IP address"),
+        ("DELETE", "/v1/addresses?name=d/a&address=10.0.0.2/", None, "'10.0.0.2/' is not a CIDR (address/length)"),
+        ("DELETE", "/v1/addresses?name=d/a&address=10.0.0.2/x", None, "'10.0.0.2/x' is not a CIDR (address/length)"),
+        (
+            "DELETE",
+            "/v1/addresses?name=d/a&address=10.0.0.2/33",
+            None,
+            "'10.0.0.2/33': an IPv4 prefix has at most 32 bits",
+        ),
         ("POST", "/v1/gc", {"valid": [{}]}, "Object missing required field `container` - at `$.valid[0]`"),
     ],
 )

@@ -23,7 +23,7 @@ from typing import Protocol, TypeVar
 import msgspec
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from netloom.cidr import Address, CidrError, Version, format_address, parse_address
+from netloom.cidr import Address, CidrError, Version, format_address, parse_address, split
 from netloom.ipam.node_allocator import NodeAllocator, Owner, OwnerHolding
 from netloom.runtime.http import web
 from netloom_reconcilers.node.addresses.service import AddressService, NoAddress
@@ -112,7 +112,7 @@ class AddressServer:
     async def _release(self, request: web.BaseRequest) -> Released:
         said = request.query
         owner = _owner(said["name"], said.get("container", ""), said.get("interface", "eth0"))
-        addresses = [parse_address(text.partition("/")[0]) for text in said.getall("address", [])]
+        addresses = [_address(text) for text in said.getall("address", [])]
         self._service.check_idle(owner)
         return _released(await self._service.release(owner, addresses or None))
 
@@ -142,6 +142,11 @@ class AddressServer:
 
     async def _status(self, _request: web.BaseRequest) -> None:
         self._service.check_giving()
+
+
+def _address(text: str) -> Address:
+    """Alone, or with a prefix length, as the results of CNI plugins have it."""
+    return split(text)[0] if "/" in text else parse_address(text)
 
 
 def _owner(name: str, container: str, interface: str) -> Owner:
