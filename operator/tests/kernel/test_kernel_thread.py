@@ -15,7 +15,7 @@ from netloom.kernel.keeper.thread import KernelThread
 def thread() -> Iterator[KernelThread]:
     made = KernelThread("waits")
     yield made
-    made.close()
+    asyncio.run(made.close())
 
 
 async def test_does_what_it_is_given_in_that_order(thread: KernelThread) -> None:
@@ -79,5 +79,13 @@ async def test_closed_when_all_is_done() -> None:
     thread, done = KernelThread("waits"), list[int]()
     for number in range(10):
         thread.call(done.append, number)
-    thread.close()
+    await thread.close()
     assert done == [*range(10)]
+
+
+async def test_the_loop_goes_on_while_it_is_closed() -> None:
+    thread, go = KernelThread("waits"), threading.Event()
+    waited = thread.call(go.wait, 10)
+    asyncio.get_running_loop().call_soon(go.set)
+    await thread.close()
+    assert await waited

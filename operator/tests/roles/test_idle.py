@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from netloom.kernel.keeper.keeper import Keeper
+from netloom.roles import feature_keepers
 from netloom.roles.agent import STUCK, Agent
 from netloom.roles.agent_sources import AgentOptions, cluster_sources
 from netloom.runtime.client import Api
@@ -51,6 +52,25 @@ async def test_how_long_the_kernel_has_been_asked_beside_the_passes() -> None:
         await until(lambda: keeper.busy_seconds == 0)
     finally:
         await keeper.close()
+
+
+async def test_what_hangs_in_the_kernel_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of others the sockets are closed; its own stays open, as it is in use."""
+    monkeypatch.setattr(feature_keepers, "CLOSE_SECONDS", 0.1)
+    keepers: list[Keeper[Any, Any]] = [Keeper([]), Keeper([])]
+    hangs = keepers[0]
+    features: list[Any] = [SimpleNamespace(keeper=each, further=()) for each in keepers]
+    go = threading.Event()
+    try:
+        async with feature_keepers.opened(features):
+            sockets = [each._connect().commands._socket for each in keepers]
+            hangs._thread.call(go.wait, 20)
+        assert hangs.busy_seconds > 0
+        assert [each.fileno() == -1 for each in sockets] == [False, True]
+    finally:
+        go.set()
+        await hangs.close()
+    assert {each.daemon for each in threading.enumerate() if each.name == "netloom-kernel"} <= {True}
 
 
 async def test_an_agent_whose_kernel_does_not_answer_gives_no_sign_of_life(

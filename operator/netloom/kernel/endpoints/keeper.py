@@ -79,7 +79,7 @@ class EndpointsKeeper(Keeper[Endpoints, EndpointsReport]):
     async def close(self) -> None:
         """Close the sockets. The kernel keeps all that was made, but for what was on its way out."""
         await self._reaped()
-        self._reaper_thread.close()
+        await self._reaper_thread.close()
         if self._reaper is not None:
             self._reaper.close()
         await super().close()

@@ -66,8 +66,8 @@ class ForwardKeeper(NftablesKeeper[ForwardingState, ForwardReport]):
 
     async def close(self) -> None:
         """Of both."""
-        await self._legacy.close()
         await super().close()
+        await self._legacy.close()
 
     async def apply(self, desired: ForwardingState) -> ForwardReport:
         """By both, at once."""

@@ -103,9 +103,9 @@ class Keeper(Generic[D, R]):
             self._connect()
 
     async def close(self) -> None:
-        """Close the sockets. The kernel keeps all that was made."""
+        """Close the sockets, when the thread has ended. The kernel keeps all that was made."""
         self._ignore()
-        self._thread.close()
+        await self._thread.close()
         if self._listener is not None:
             self._listener.close()
         if self._worker is not None:

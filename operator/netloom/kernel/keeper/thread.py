@@ -24,6 +24,8 @@ class KernelThread:
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._since: float | None = None
+        self._done: asyncio.Future[int] | None = None
+        """Of all that it was given before it was closed."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -39,10 +41,13 @@ class KernelThread:
         since = self._since
         return 0.0 if since is None else time.monotonic() - since
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Wait until all is done that it was given. Nothing is done after that."""
-        self._calls.put(None)
-        self._thread.join()
+        if self._done is None:
+            self._done = self.call(int)
+            self._calls.put(None)
+        await asyncio.shield(self._done)
+        self._thread.join()  # it has nothing left to do
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
