@@ -301,6 +301,14 @@ async def test_a_program_that_hangs_holds_up_nothing_of_nftables(
         finally:
             hangs.unlink()
         await becomes(crossing.tables, before)
+    hangs.touch()
+    async with keeping() as keeper, running(keeper):  # type: ignore[arg-type]
+        try:
+            report = await keeper.hand_over(DESIRED)
+            assert (report.open, report.unread) == (("iptables-nft",), ()), "a restart waits for none either"
+        finally:
+            hangs.unlink()
+        await eventually(lambda: keeper.report.open == ("iptables-nft", "iptables-legacy"), lambda: str(keeper.report))
 
 
 async def test_what_the_kernel_refuses_is_named_and_tried_again(crossing: Crossing) -> None:

@@ -47,7 +47,7 @@ class ForwardingFeature(NftablesFeature):
     async def _apply(self) -> None:
         desired = self.desired()
         if desired is not None and desired != self._in_force:
-            await self.keeper.apply(desired)
+            await self.keeper.hand_over(desired)
             self._in_force = desired
             self._is_in_place(pods=[str(cidr) for cidr in desired.pods])
 

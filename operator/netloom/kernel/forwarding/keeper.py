@@ -57,6 +57,8 @@ class ForwardKeeper(NftablesKeeper[ForwardingState, ForwardReport]):
         if (on_report := options.get("on_report")) is not None:
             more["on_report"] = lambda _report: on_report(self.report)
         self._legacy = LegacyForwardKeeper(**more)
+        self._desired = ForwardingState()
+        self._handed_over = asyncio.Event()
         super().__init__((self._filter,), **options)
 
     async def open(self) -> None:
@@ -74,11 +76,25 @@ class ForwardKeeper(NftablesKeeper[ForwardingState, ForwardReport]):
         await asyncio.gather(super().apply(desired), self._legacy.apply(desired))
         return self.report
 
+    async def hand_over(self, desired: ForwardingState) -> ForwardReport:
+        """As `apply`, but `run` sees to iptables-legacy, whose programs may hang: nobody waits for them."""
+        self._desired = desired
+        self._handed_over.set()
+        await super().apply(desired)
+        return self.report
+
     async def run(self) -> None:
         """Both, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(super().run())
             group.create_task(self._legacy.run())
+            group.create_task(self._hand_on())
+
+    async def _hand_on(self) -> None:
+        while True:
+            await self._handed_over.wait()
+            self._handed_over.clear()
+            await self._legacy.apply(self._desired)
 
     @property
     def busy_seconds(self) -> float:
