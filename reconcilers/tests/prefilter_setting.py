@@ -51,6 +51,9 @@ class Kernel:
     def dropped(self) -> dict[str, Dropped]:
         return self.counts
 
+    def overtagged(self) -> Dropped:
+        return Dropped(2, 3000)
+
 
 class Following:
     """Instead of who follows devices, addresses and routes. events: what it was asked, and told to leave."""

@@ -281,6 +281,7 @@ async def test_what_is_in_the_kernel_is_told_by_prefilter_and_device(setting: Se
         "netloom_prefilter_entries": 4,
         "netloom_prefilter_left_out": 4,
         "netloom_prefilter_devices": 3,
+        "netloom_prefilter_overtagged_packets": 1,
     }
 
 

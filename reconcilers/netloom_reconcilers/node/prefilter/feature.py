@@ -10,6 +10,7 @@ agent that starts finds what the one before left, and leaves it until then.
 import asyncio
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -195,6 +196,13 @@ class PrefilterFeature(NodeFeature):
         for mode in ("native", "generic", ""):
             devices.add_metric([mode or "none"], sum(each.mode == mode for each in status.devices))
         yield from (packets, sizes, entries, odd, devices)
+        with suppress(OSError):  # the kernel's side says what is wrong
+            yield CounterMetricFamily(
+                "netloom_prefilter_overtagged_packets",
+                "Frames dropped at the devices' hook, whatever prefilters say: they have more VLAN tags than any "
+                "network's, and would get past the filter to what it protects.",
+                value=self.keeper.overtagged().packets,
+            )
 
     # ------------------------------------------------------------------------------------------------ what is known
 
