@@ -22,6 +22,7 @@ import ipaddress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from netloom_e2e import belongings, processes
 from netloom_e2e.machines import Machine, Ping, Pod, parse_ping
@@ -32,6 +33,8 @@ from netloom_e2e.namespaces import (
     die_with_parent,
     environment,
     existing,
+    held,
+    is_held,
     remove,
     run,
     wait_for,
@@ -123,12 +126,19 @@ class Lab:
         self._made = 0
         self._routed = False
         self._owner: Path | None = None
+        self._held: IO[str] | None = None
 
     def __enter__(self) -> "Lab":
+        """Raises RuntimeError where a lab of this prefix is at work."""
+        if is_held(self.switch):
+            raise RuntimeError(
+                f"a lab {self.prefix} is at work, perhaps in another container that shares {NETNS}: wait for its end"
+            )
         self.sweep()
         self._owner = processes.own().path
         belongings.add_namespaces(self._owner, self.prefix)
         _make(self.switch)
+        self._held = held(self.switch)
         self._add_bridge(Segment("", "br0", SEGMENT, _SEGMENT6, self.address, str(_SEGMENT6[1]), self._mtu, 256))
         self.switch.batch([f"addr add {self.address}/{SEGMENT.prefixlen} dev br0"])
         if self.dual_stack:
@@ -278,6 +288,8 @@ class Lab:
 
     def sweep(self) -> None:
         """End every process in a namespace of this prefix, then the namespaces."""
+        if self._held:
+            self._held.close()
         remove(existing(f"{self.prefix}-*"))
         self.nodes.clear()
         self.segments.clear()

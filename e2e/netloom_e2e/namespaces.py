@@ -1,6 +1,7 @@
 """Network namespaces of this machine, the commands that run in them, and their end."""
 
 import ctypes
+import fcntl
 import http.client
 import os
 import re
@@ -186,6 +187,29 @@ def in_lab() -> bool:
         return f"alias {_MARK}" in run("ip", "-o", "link", "show", "lo", check=False)
     except FileNotFoundError:  # without `ip` there is no lab either
         return False
+
+
+def held(place: Namespace) -> IO[str]:
+    """A lock on it: for as long as the file is open, whoever has it lives. Others see that in whatever container they
+    are, where its process id says nothing. Raises BlockingIOError where somebody else has it, and FileNotFoundError."""
+    file = (NETNS / place.name).open()
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def is_held(place: Namespace) -> bool:
+    """Whether somebody has a lock on it."""
+    try:
+        held(place).close()
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
 
 
 def existing(pattern: str) -> list[str]:

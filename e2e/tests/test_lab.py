@@ -35,6 +35,13 @@ def reaches(source: Machine, address: str, *, payload: int = 56) -> bool:
     return "1 received" in source.run(*words, check=False)
 
 
+def test_no_other_lab_of_its_name_takes_it_away(lab: Lab) -> None:
+    """Of a process that knows nothing of ours, though it has our number: in a container it may."""
+    with pytest.raises(RuntimeError, match="is at work"), Lab(lab.prefix):
+        pass
+    assert {"sw", "n1", "n4"} <= {name.rpartition("-")[2] for name in existing(f"{lab.prefix}-*")}
+
+
 def test_nodes_reach_each_other_and_the_control_plane_in_both_families(lab: Lab) -> None:
     n1, n2, n3, n4 = lab.nodes.values()
     assert [n.address for n in (n1, n2, n3, n4)] == ["172.30.1.11", "172.30.1.12", "172.30.2.13", "172.30.2.14"]

@@ -1,15 +1,20 @@
 """Network namespaces for tests: the kernel is real, the machine's own network is never touched.
 
-A `Lab` makes namespaces whose names carry the process id, and removes them also on failure; what a killed run has
-left behind is removed by the next one. State is read with `ip`, which knows nothing of the code under test.
+A `Lab` makes namespaces, and removes them also on failure; what a killed run has left behind is removed by the next
+one. State is read with `ip`, which knows nothing of the code under test.
+
+The names carry a number of the run. One of its namespaces, `owner`, says that it lives: the run holds a lock on it. A
+process id would not do, as containers that share the names' directory have pids of their own.
 
 Processes are what tests of the kernel cost: 25 a test and 2 ms each. So what a system call does is done by one, and
 what several commands do is a batch.
 """
 
+import atexit
 import contextlib
 import ctypes
 import fcntl
+import functools
 import json
 import os
 import re
@@ -21,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PREFIX = "nlk"
+PREFIX = f"nlns-{os.urandom(4).hex()}"
 SOON = 0.2
 """Seconds. Between namespaces, an answer is there before `ping` has begun to wait: whoever sends a packet takes it all
 the way and back. What is not answered by then is lost."""
@@ -180,9 +185,13 @@ def _done(result: int, call: str) -> None:
 
 def _add(name: str) -> None:
     """`ip netns add`."""
-    _NAMED.mkdir(exist_ok=True)
     place = _NAMED / name
     place.touch(exist_ok=False)
+    _mount(place)
+
+
+def _mount(place: Path) -> None:
+    """A new namespace has this name."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:
         _done(_libc.unshare(_CLONE_NEWNET), "unshare")
@@ -210,7 +219,8 @@ class Lab:
 
         It forwards nothing, though the machine may (one with containers does): the kernel lets new ones begin as that.
         """
-        namespace = Namespace(f"{PREFIX}-{os.getpid()}-{name}")
+        _own()
+        namespace = Namespace(f"{PREFIX}-{name}")
         self._made.append(namespace)
         _add(namespace.name)
         namespace.sysctl("net.ipv4.ip_forward", "0")
@@ -237,16 +247,58 @@ class Lab:
         self._made.clear()
 
 
-def prepare() -> None:
-    """To be called before the first namespace is made: also removes what test processes that no longer live have left.
+@functools.cache
+def _own() -> None:
+    """This run lives: a lock that the kernel releases when the process ends, however that is.
 
     The machine's first `ip netns add` mounts the directory of names onto itself, with all that is mounted in it. From
     then on no name that was there could be removed: so that `ip` of whoever else is at work has to come before ours.
     """
-    first = f"{PREFIX}-{os.getpid()}-first"
-    run("ip", "netns", "add", first)
-    run("ip", "netns", "delete", first)
-    for path in _NAMED.glob(f"{PREFIX}-*"):
-        pid = path.name.split("-")[1]
-        if not Path(f"/proc/{pid}").exists():
-            _delete(path.name)
+    run("ip", "netns", "add", f"{PREFIX}-first")
+    run("ip", "netns", "delete", f"{PREFIX}-first")
+    owner = _NAMED / f"{PREFIX}-owner"
+    with _locked(_NAMED, fcntl.LOCK_SH):
+        owner.touch(exist_ok=False)
+        _hold(owner)  # as it is seen where this process's mounts are not
+        _mount(owner)
+        _hold(owner)
+    atexit.register(_delete_all, PREFIX)
+
+
+def _hold(path: Path) -> None:
+    """Until this process ends."""
+    fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX)
+
+
+def prepare() -> None:
+    """To be called before the first namespace is made: removes what runs that no longer live have left."""
+    _own()
+    with _locked(_NAMED, fcntl.LOCK_EX):  # between a run's first namespace and the lock on it nobody may look
+        for owner in _NAMED.glob("nlns-*-owner"):
+            if _is_free(owner):
+                _delete_all(owner.name.removesuffix("-owner"))
+
+
+def _delete_all(prefix: str) -> None:
+    """The owner last, so that who is interrupted leaves nothing that is not found again."""
+    for path in sorted(_NAMED.glob(f"{prefix}-*"), key=lambda path: path.name.endswith("-owner")):
+        _delete(path.name)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
+    """Raises BlockingIOError, with LOCK_NB, where somebody else has a lock on it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_free(path: Path) -> bool:
+    try:
+        with _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            return True
+    except BlockingIOError:
+        return False
