@@ -123,16 +123,16 @@ async def test_a_node_that_may_be_gone_since_is_no_alarm(probe: ProbeFeature, mo
     monkeypatch.setattr(probe._leases, "life", lives)
     for _ in range(4):
         probe._take(await probe._examined(target, way, whole=False))
-    assert not probe.failing
-    assert list(probe._strikes) == [("n2", 4)], "it is looked at again soon"
+    assert not probe.verdicts.failing
+    assert list(probe.verdicts.strikes) == [("n2", 4)], "it is looked at again soon"
     life = "alive"
     for _ in range(2):
         probe._take(await probe._examined(target, way, whole=False))
-    assert [found.reason for found in probe.failing.values()] == ["UnderlayPortDropped"]
-    probe._clear_failure(("n2", 4), "")
+    assert [found.reason for found in probe.verdicts.failing.values()] == ["UnderlayPortDropped"]
+    probe.verdicts._clear(("n2", 4), "")
     probe._take(replace(GOOD, peer="n3"))
     assert (await probe._examined(target, way, whole=False)).reason == "NeverAnswered"
-    probe._has_answered(("n2", 4))
+    probe.verdicts.answered(("n2", 4))
     assert (await probe._examined(target, way, whole=False)).reason == "UnderlayPortDropped"
 
 
@@ -235,10 +235,10 @@ async def test_what_is_not_looked_at_any_more_is_told_no_more(
     probe.prober.addresses = (parse_address("10.42.1.255"), parse_address("fd00:1::ffff"))
     probe._applied = True
     await probe._due()
-    assert set(probe.failing) == {("n2", 4)}, "n2 has no IPv6, and this node no device"
+    assert set(probe.verdicts.failing) == {("n2", 4)}, "n2 has no IPv6, and this node no device"
     probe.prober.addresses = ()
     await probe._due()
-    assert not probe.failing
+    assert not probe.verdicts.failing
     assert said(probe) is None, "nothing is probed, so nothing is known"
 
 

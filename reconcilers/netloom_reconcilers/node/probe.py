@@ -2,8 +2,8 @@
 
 Each node asks a few peers (`probing.selection`), every minute and soon after changes, by the way that packets of pods
 take (`netloom.kernel.probe`). Of one that does not answer it looks where the packets are lost, and looks again soon:
-what fails twice is told in the condition, until it passes once, by measure (`probing.pace`). Whose agent does not run
-is no alarm.
+what fails twice is told in the condition, until it passes once (`probing.verdicts`), by measure (`probing.pace`). Whose
+agent does not run is no alarm.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import structlog
 from prometheus_client.core import Metric
 
 from netloom.api.meta import POD_TRAFFIC_PASSES
@@ -32,16 +31,13 @@ from netloom_reconcilers.node.probing.looks import Leases, switch_off
 from netloom_reconcilers.node.probing.pace import TellingPace
 from netloom_reconcilers.node.probing.selection import behind, by_way, concerns
 from netloom_reconcilers.node.probing.targets import addresses_of, as_pods_use, by_nodes, hosts_of, targets_of
-
-log = structlog.get_logger(__name__)
+from netloom_reconcilers.node.probing.verdicts import Key, Verdicts
 
 ROUND_SECONDS = 60.0
 SETTLE_SECONDS = 3.0
 """After a change, before it is looked at: every agent has to hear of it, and to write."""
 AGAIN_SECONDS = 10.0
 """Until a peer that failed is looked at again, and another one that changed."""
-STRIKES = 2
-"""Examinations in a row that fail before it is told; each of them is several questions."""
 CHANGED_AT_ONCE, CHANGED_KEPT = 4, 32
 FOLLOWED = 8
 """Failing peers that are looked at again and again; with more, the first ones tell enough."""
@@ -49,11 +45,6 @@ AT_ONCE = 8
 NAMED = 3
 CHECKED = 32
 """Peers that `netloom check` looks at when none is named."""
-ANSWERED_KEPT = 256
-"""Peers that are known to have answered, the newest."""
-
-Key = tuple[str, int]
-"""Peer and IP version; with the node's own name, its own forwarding."""
 
 
 class ProbeFeature(KernelFeature):
@@ -71,27 +62,17 @@ class ProbeFeature(KernelFeature):
         super().__init__(context, keeper or ProbeKeeper(on_report=lambda report: context.changed()))
         self.prober = Prober(unanswered=self._is_unanswered, doubted=self._is_doubted)
         self.keeper.device.moved = self._device_moved
-        self.failing: dict[Key, Finding] = {}
-        """What was told to fail."""
-        self.unknown: dict[Key, Finding] = {}
-        self.passing: dict[Key, Finding] = {}
-        """Of the last round."""
+        self.verdicts = Verdicts(context.changed)
         self.counts: dict[tuple[str, int], list[float]] = {}
         """By way and family: sent, answered, seconds of the last round trip."""
         self._held: ProbeNode | None = None
         self._timing = timing or ProbeTiming()
-        self._strikes: dict[Key, int] = {}
-        self._since: dict[Key, float] = {}
-        """When the first of the questions began that were not answered."""
         self._changed: dict[str, None] = {}
         self._whose: dict[Address, str] | None = None
         """By the address of its probe, the node that had it last; None: nobody has asked yet."""
         self._next_round = 0.0
         self._wake = asyncio.Event()
         self._checking = asyncio.Lock()
-        self._answered: dict[Key, None] = {}
-        self._doubtful: set[Key] = set()
-        """Peers of which it is not known whether they are gone since: their agents' Leases have yet to be renewed."""
         self._leases = Leases(context)
         self._pace = TellingPace(lambda seconds: asyncio.get_running_loop().call_later(seconds, context.changed))
         self._unanswered_at = self._doubted_at = 0.0
@@ -137,22 +118,13 @@ class ProbeFeature(KernelFeature):
             if name == self._node_name:
                 self._soon()
             elif node is None:
-                self._forget([(name, 4), (name, 6)])
+                self.verdicts.forget([(name, 4), (name, 6)])
                 self._changed.pop(name, None)
             elif concerns(self._node_name, name, len(self._nodes)):
                 self._changed[name] = None
                 while len(self._changed) > CHANGED_KEPT:
                     self._changed.pop(next(iter(self._changed)))
                 self._wake.set()
-
-    def _forget(self, keys: Iterable[Key]) -> None:
-        """These are not looked at any more, so nothing is told of them."""
-        for key in keys:
-            for kept in (self.unknown, self.passing, self._strikes, self._since, self._answered):
-                kept.pop(key, None)
-            self._doubtful.discard(key)
-            if self.failing.pop(key, None) is not None:
-                self.context.changed()
 
     def _soon(self) -> None:
         """A round is due: something of this node is different."""
@@ -180,33 +152,33 @@ class ProbeFeature(KernelFeature):
 
     def _idle_seconds(self) -> float:
         wait = max(0.1, self._next_round - time.monotonic())
-        return min(wait, AGAIN_SECONDS) if self._strikes or self._changed else wait
+        return min(wait, AGAIN_SECONDS) if self.verdicts.strikes or self._changed else wait
 
     async def _due(self) -> None:
         """What is due now: a round, peers that changed, and those that failed."""
         if not self.prober.addresses or not self.applied:
             self._next_round = time.monotonic() + SETTLE_SECONDS
-            self._forget(list(self._strikes))
+            self.verdicts.forget(list(self.verdicts.strikes))
             return
         names: dict[str, None] = {}
         old: list[Key] = []
         if time.monotonic() >= self._next_round:
             self._next_round = time.monotonic() + ROUND_SECONDS * random.uniform(0.9, 1.1)
-            old = [*self.passing, *self.unknown]
+            old = [*self.verdicts.passing, *self.verdicts.unknown]
             names |= dict.fromkeys(await self._round())
         for name in list(self._changed)[:CHANGED_AT_ONCE]:
             del self._changed[name]
             names[name] = None
-        followed = dict.fromkeys(name for name, _ in self._strikes if name != self._node_name)
+        followed = dict.fromkeys(name for name, _ in self.verdicts.strikes if name != self._node_name)
         names |= dict.fromkeys(list(followed)[:FOLLOWED])
         seen = await self._look_at_own_forwarding()
         seen |= {(found.peer, found.family) for found in await self._look_at(names)}
         for key in old:
             if key not in seen:
-                self.passing.pop(key, None)
-                self.unknown.pop(key, None)
+                self.verdicts.passing.pop(key, None)
+                self.verdicts.unknown.pop(key, None)
         asked = {self._node_name, *names}
-        self._forget([key for key in self._strikes if key[0] in asked and key not in seen])
+        self.verdicts.forget([key for key in self.verdicts.strikes if key[0] in asked and key not in seen])
 
     async def _round(self) -> list[str]:
         """The peers of a round."""
@@ -256,37 +228,31 @@ class ProbeFeature(KernelFeature):
         self.prober.mtu = way.mtu or self.prober.mtu
         key = (target.name, version_of(target.address))
         began = time.monotonic()
-        since = self._since.get(key)
+        since = self.verdicts.since.get(key)
         examination = Examination(self.prober, by_nodes(target, way), way, self._timing, since=since)
-        suspect = whole or key in self._strikes or self.prober.descriptor is None
+        suspect = whole or key in self.verdicts.strikes or self.prober.descriptor is None
         evidence = None if suspect else await examination.once()
         evidence = evidence or await examination.whole()
         counts = self.counts.setdefault((str(way), evidence.family), [0, 0, 0.0])
         counts[0] += 1
         if evidence.largest or evidence.host == "answered":
-            self._has_answered(key)
-        self._doubtful.discard(key)
+            self.verdicts.answered(key)
+        self.verdicts.doubtful.discard(key)
         if evidence.passes:
             counts[1] += 1
             counts[2] = evidence.seconds
             return finding(evidence, alive=True)
-        since = self._since.setdefault(key, began)
+        since = self.verdicts.since.setdefault(key, began)
         if evidence.host != "silent" or evidence.largest:
             return finding(evidence, alive=True, switch=switch_off(evidence.family))
         life = await self._leases.life(target.name, since, len(self._nodes))
         if life == "not yet" and not evidence.heard:
-            self._doubtful.add(key)
+            self.verdicts.doubtful.add(key)
         alive = {"alive": True, "silent": False}.get(life)
-        never = key not in self._answered and any(
-            peer not in (target.name, self._node_name) for peer, _ in self.passing
+        never = not self.verdicts.has_answered(key) and any(
+            peer not in (target.name, self._node_name) for peer, _ in self.verdicts.passing
         )
         return finding(evidence, alive=alive, switch=switch_off(evidence.family), never=never)
-
-    def _has_answered(self, key: Key) -> None:
-        self._answered.pop(key, None)
-        self._answered[key] = None
-        if len(self._answered) > ANSWERED_KEPT:
-            del self._answered[next(iter(self._answered))]
 
     async def _look_at_own_forwarding(self) -> set[Key]:
         """By the node's own loop: a single node has pods on it that talk through it, too. Returns what was seen."""
@@ -319,38 +285,8 @@ class ProbeFeature(KernelFeature):
         return seen
 
     def _take(self, found: Finding) -> None:
-        """A finding counts; what is told may be different by it."""
-        key = (found.peer, found.family)
-        if found.passes:
-            self.unknown.pop(key, None)
-            self.passing[key] = found
-            self._clear_failure(key, "packets of pods pass again")
-            if self._pace.told is None or self._pace.told.ready is None:
-                self.context.changed()
-            return
-        self.passing.pop(key, None)
-        if found.passes is None:
-            if key in self.failing and found.reason not in ("AgentSilent", "NeverAnswered"):
-                return  # so little is known that what was told stands
-            self.unknown[key] = found
-            if found.reason == "NoAnswerAtAll":
-                self._strikes.setdefault(key, 0)  # it is looked at again soon
-            else:
-                self._clear_failure(key, "it is not known any more whether packets pass")
-            return
-        self.unknown.pop(key, None)
-        self._strikes[key] = self._strikes.get(key, 0) + (key not in self._doubtful)
-        if self._strikes[key] >= STRIKES and self.failing.get(key) != found:
-            log.warning("packets of pods do not pass", peer=found.peer, family=found.family, why=found.text)
-            self.failing[key] = found
-            self.context.changed()
-
-    def _clear_failure(self, key: Key, what: str) -> None:
-        """It does not fail, or not any more."""
-        self._strikes.pop(key, None)
-        self._since.pop(key, None)
-        if self.failing.pop(key, None) is not None:
-            log.info(what, peer=key[0], family=key[1])
+        self.verdicts.take(found)
+        if found.passes and (self._pace.told is None or self._pace.told.ready is None):
             self.context.changed()
 
     def _is_unanswered(self, address: Address) -> None:
@@ -385,7 +321,11 @@ class ProbeFeature(KernelFeature):
             await self._look_at_own_forwarding()
             every = [name for name in self._nodes if name != self._node_name]
             chosen = list(names) or (every if len(every) <= CHECKED else behind(self._node_name, every, CHECKED))
-            own = [each for key, each in (self.failing | self.passing).items() if key[0] == self._node_name]
+            own = [
+                each
+                for key, each in (self.verdicts.failing | self.verdicts.passing).items()
+                if key[0] == self._node_name
+            ]
             return [*own, *await self._look_at(chosen, whole=True)]
 
     def errors(self, report: Any = None) -> list[str]:
@@ -402,13 +342,13 @@ class ProbeFeature(KernelFeature):
 
     def _readiness(self) -> Readiness | None:
         lacking = self.keeper.device.lacking
-        if self.failing:
-            texts = sentences(self.failing.values())
+        if self.verdicts.failing:
+            texts = sentences(self.verdicts.failing.values())
             more = " And more: /status of the agent names all." if len(texts) > NAMED else ""
-            reason = next(iter(self.failing.values())).reason
+            reason = next(iter(self.verdicts.failing.values())).reason
             return Readiness(False, reason, " ".join(texts[:NAMED]) + more)
         alone = len(self._nodes) <= 1
-        if not any(alone or peer != self._node_name for peer, _ in self.passing):
+        if not any(alone or peer != self._node_name for peer, _ in self.verdicts.passing):
             if self._pace.told is None or self._pace.told.ready:
                 return None  # nothing new: that it passed is not taken back by what cannot be known
             return Readiness(None, "NothingKnown", "No peer that was probed answers, and none is known to fail.")
@@ -422,13 +362,13 @@ class ProbeFeature(KernelFeature):
     def facts(self) -> dict[str, object]:
         """What the last probes saw."""
         told = {
-            "passing": len({peer for peer, _ in self.passing if peer != self._node_name}),
-            "failing": sentences(self.failing.values()),
-            "unknown": sentences(self.unknown.values()),
+            "passing": len({peer for peer, _ in self.verdicts.passing if peer != self._node_name}),
+            "failing": sentences(self.verdicts.failing.values()),
+            "unknown": sentences(self.verdicts.unknown.values()),
             "lacking": self.keeper.device.lacking,
         }
         return {"probe": told}
 
     def metrics(self) -> Iterable[Metric]:
         """Peers asked and answers, by way and family."""
-        return metrics_of(self.counts, len(self.failing))
+        return metrics_of(self.counts, len(self.verdicts.failing))
