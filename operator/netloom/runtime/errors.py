@@ -24,8 +24,8 @@ class ApiError(Exception):
     """The API server refused a request, or did not answer it.
 
     `status` is the HTTP status (0: no answer), `reason` the server's machine-readable reason ("AlreadyExists"),
-    `message` its sentence, `retry_after` seconds it asked to wait, `details` its metav1.StatusDetails. `foreign`: the
-    answer is not an API server's, but of somebody on the way.
+    `message` its sentence, `retry_after` seconds it asked to wait (at most MOST_SECONDS), `details` its
+    metav1.StatusDetails. `foreign`: the answer is not an API server's, but of somebody on the way.
     """
 
     def __init__(
@@ -107,6 +107,9 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 }
 _STATUS_DECODER = msgspec.json.Decoder(Status)
 _TEXT_LIMIT = 200
+MOST_SECONDS = 60.0
+"""So long an answer may make anybody wait. API servers ask for a second; the page of a load balancer that is being
+worked on asks for an hour, in which all would sleep, were it well after a minute."""
 
 
 def from_status(status: Status, retry_after: float | None = None, where: str = "") -> ApiError:
@@ -119,6 +122,8 @@ def from_status(status: Status, retry_after: float | None = None, where: str = "
     if retry_after is None and status.details:
         seconds = status.details.get("retryAfterSeconds")
         retry_after = float(seconds) if isinstance(seconds, int | float) else None
+    if retry_after is not None:
+        retry_after = min(retry_after, MOST_SECONDS)
     message = f"{where}: {status.message}" if where else status.message
     return kind(status.code, status.reason, message, retry_after, status.details)
 

@@ -192,6 +192,15 @@ async def test_a_date_to_try_again_is_of_the_clock_of_who_answers(server: Script
     assert 20 < refused.value.retry_after <= 31
 
 
+@pytest.mark.parametrize("value", ["3600", "inf", "Fri, 31 Dec 9999 23:59:59 GMT"])
+async def test_no_answer_makes_anybody_sleep_for_an_hour(server: ScriptedApi, api: Api, value: str):
+    """A load balancer that is being worked on says such things, and may be well in a minute."""
+    server.on("get", scripted.refuse_in_text(503, "maintenance", **{"Retry-After": value}))
+    with pytest.raises(Unavailable) as refused:
+        await api.get(NODES, "a")
+    assert refused.value.retry_after == errors.MOST_SECONDS
+
+
 async def test_every_request_has_an_end(server: ScriptedApi, kubeconfig: str):
     server.on("get", scripted.hang)
     async with await Api.connect(kubeconfig, timeout=0.05) as api:
