@@ -20,7 +20,7 @@ from netloom.ipam.trend import Trend
 from netloom.runtime.clock import timestamp
 from netloom.runtime.store import Unsubscribe
 from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
-from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member, PoolsAffected
+from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member, PoolsAffected, pool_changed
 from netloom_reconcilers.cluster.allocation.metrics import POOL_METRICS, PoolSample
 from netloom_reconcilers.cluster.overlaps import CONNECTED, NODES, SERVICES, About, Ranges, odd, overlaps, ranges_of
 from netloom_reconcilers.cluster.pool_usage import PoolCounts
@@ -100,13 +100,14 @@ class PoolsReconciler(Member):
             self._publish(PoolsAffected(names))
 
     def _pool_changed(self, key: str, old: NetloomIPPool | None, new: NetloomIPPool | None) -> None:
-        if new is None:
+        if old is not None and (new is None or old.metadata.uid != new.metadata.uid):
             self._told.pop(key, None)
+        if new is None:
             self._counted.pop(key, None)
             for version in VERSIONS:
                 self._trends.pop((key, version), None)
             POOL_METRICS.forget(key)
-        elif old is None or old.spec != new.spec:
+        elif old is None or pool_changed(old, new):
             self._counted.pop(key, None)
             self._publish(PoolsAffected((key,)))
 

@@ -170,6 +170,21 @@ def test_of_pools_that_overlap_the_older_gives(pools: World) -> None:
     assert pools.blocks("a") == {"default": ["10.0.0.0/28"], "younger": ["10.5.0.0/28"]}
 
 
+def test_a_pool_that_was_made_anew_while_nobody_watched_is_the_youngest_and_is_told(pools: World) -> None:
+    """`kubectl replace --force`, and a list in the place of the two events: its spec is what it was."""
+    pools.apply_pool("younger", "10.0.0.0/27")
+    pools.join("a")
+    operator = pools.start()
+    pools.calm(10)
+    assert pools.condition("netloomippools", "younger")[1] == "PoolOverlap"
+    pools.delete("netloomippools", "default")
+    pools.apply_pool("default", "10.0.0.0/26")
+    operator.relist()
+    pools.calm(10)
+    assert pools.condition("netloomippools", "default")[:2] == ("False", "PoolOverlap")
+    assert pools.condition("netloomippools", "younger")[:2] == ("True", "Ready")
+
+
 def test_named_ranges_are_kept_free(pools: World) -> None:
     pools.edit("netloomippools", "default", reservedCIDRs=["10.0.0.0/27"])
     pools.join("a")

@@ -10,7 +10,7 @@ from netloom.api.v1alpha1 import NETWORK_NAME, NetloomIPPool, NetloomNetwork
 from netloom.ipam import settings as ipam_settings
 from netloom.ipam.settings import Settings
 from netloom.runtime.store import Unsubscribe
-from netloom_reconcilers.cluster.allocation.incarnation import Changed, Incarnation, Member
+from netloom_reconcilers.cluster.allocation.incarnation import Changed, Incarnation, Member, pool_changed
 from netloom_reconcilers.cluster.allocation.node_objects import reported_by
 from netloom_reconcilers.cluster.allocation.reserved import Reserved
 
@@ -56,7 +56,7 @@ class AllocationConfiguration(Member):
             self._publish(Changed.SETTINGS)
 
     def _pool_changed(self, key: str, old: NetloomIPPool | None, new: NetloomIPPool | None) -> None:
-        if old is None or new is None or old.spec != new.spec:
+        if old is None or new is None or pool_changed(old, new):
             self._configure(self._networks.get(NETWORK_NAME))
 
     def _node_changed(self, key: str, old: Node | None, new: Node | None) -> None:
