@@ -125,6 +125,22 @@ def test_a_foreign_nexthop_keeps_its_id() -> None:
     assert mesh.nexthops.kernel == {}
 
 
+def test_a_peer_whose_nexthop_was_lost_makes_way_for_somebody_elses_of_its_id() -> None:
+    mesh = mesh_of(peer(2, "10.2.0.0/24", "fd00:2::/64"), peer(3, "10.3.0.0/24"))
+    before = dict(mesh.nexthops.desired)
+    for table in (mesh.nexthops, mesh.neighbours, mesh.routes):
+        table.assume([*table.updates()])  # type: ignore[attr-defined]
+    lost = mesh.routes.desired[Cidr.parse("10.2.0.0/24")].nexthop
+    mesh.seen.lost_nexthops({lost})
+    mesh.seen.saw_nexthop(SeenNexthop(lost, before[lost], 42))
+    mesh.make_way()
+    assert lost not in mesh.nexthops.desired
+    assert set(mesh.nexthops.desired.values()) == set(before.values())
+    assert mesh.routes.desired[Cidr.parse("10.2.0.0/24")].nexthop == lost + 1
+    assert mesh.nexthops.pending == {lost + 1}
+    assert mesh.peer_of("nexthop", lost + 1) == "node-2"
+
+
 def test_a_lost_nexthop_takes_its_routes_and_no_others() -> None:
     mesh = mesh_of(peer(2, "10.2.0.0/24", "10.22.0.0/24"), peer(3, "10.3.0.0/24"))
     for table in (mesh.nexthops, mesh.neighbours, mesh.routes):

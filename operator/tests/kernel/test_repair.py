@@ -109,6 +109,21 @@ async def test_drift_is_repaired_by_the_event(node: Namespace, planes: Planes, c
     assert plane.report.contended == ()
 
 
+async def test_a_nexthop_makes_way_for_somebody_elses_that_has_its_id_now(node: Namespace, planes: Planes) -> None:
+    plane = await planes.open()
+    await plane.apply(mesh())
+    before = node.state()
+    foreign = f"id {NEXTHOP} via 192.168.7.77 dev eth0 scope link proto static"
+    async with running(plane):
+        node.batch([f"nexthop delete id {NEXTHOP}", f"nexthop add id {NEXTHOP} via 192.168.7.77 dev eth0 proto static"])
+        await becomes(node.state, _with_another_id(before, foreign))
+        await eventually(lambda: plane.report.in_sync, lambda: str(plane.report))
+
+
+def _with_another_id(state: str, foreign: str) -> str:
+    return "\n".join(sorted([*state.replace(str(NEXTHOP), str(NEXTHOP + 1)).splitlines(), foreign]))
+
+
 @pytest.mark.parametrize("commands", [["down"], ["down", "up"]])
 async def test_an_ipv4_mesh_loses_its_routes_in_silence_when_the_device_goes_down(
     node: Namespace, planes: Planes, commands: list[str]

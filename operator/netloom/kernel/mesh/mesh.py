@@ -85,6 +85,10 @@ class Mesh:
         names = {name for address in addresses if (name := holders.get(address)) is not None}
         self._expand([name for name in names if NO_ENCAPSULATION in peers[name].encapsulations])
 
+    def make_way(self) -> None:
+        """Where a nexthop of somebody else's has a peer's id, as after all were flushed, the peer gets another."""
+        self._expand(self.ids.displaced())
+
     def look_around(self, around: NodeNetwork) -> None:
         """Take in what this node lives by, as it is now."""
         changed = self.withheld.lifelines.see(around)

@@ -45,6 +45,15 @@ class NexthopIds:
             if identity is not None:
                 del self.peer_of[identity]
 
+    def displaced(self) -> set[str]:
+        """Peers whose ids somebody else uses by now. Theirs are taken back: they are to be given others."""
+        if not self.foreign:
+            return set()
+        names = {self.peer_of[identity] for identity in self.foreign & self.peer_of.keys()}
+        for name in names:
+            self.take_back(name)
+        return names
+
     def load(self, owned: Mapping[int, Nexthop], foreign: Iterable[int]) -> None:
         """What the kernel has: ours, and others' ids in our range."""
         self.foreign = set(foreign)

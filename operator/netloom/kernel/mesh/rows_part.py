@@ -169,6 +169,7 @@ class MeshRows(Part[Desired]):
         whole = self._resync_due
         if whole:
             await self._resync(worker)
+        mesh.make_way()
         if self._retaining:
             self._retain(mesh.routes.retained)
         return whole
