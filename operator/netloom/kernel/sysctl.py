@@ -201,10 +201,14 @@ class SysctlRecord:
             self._store({**record, name: wanted})
 
     def _store(self, record: dict[str, tuple[str, str]]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self._path.with_suffix(".new")
-        fresh.write_bytes(msgspec.json.encode(record))
-        fresh.replace(self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_bytes(msgspec.json.encode(record))
+            fresh.replace(self._path)
+        except OSError as error:
+            why = f"{self._path}, which remembers what `cleanup` puts back, cannot be written: {error.strerror}"
+            raise OSError(error.errno, f"{why}. Make room there, or name another directory by --run-dir") from error
 
     def _load(self) -> dict[str, tuple[str, str]]:
         try:

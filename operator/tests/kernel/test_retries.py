@@ -1,5 +1,6 @@
 """Delays: the first repairs are immediate, failures and fights wait longer each time, quiet is forgiven."""
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -163,6 +164,16 @@ def test_a_record_that_is_no_record_does_not_stop_the_agent(switches: Path, tmp_
     path.write_text(content)
     assert SysctlRecord(path).set(Sysctl("net/a", "1"))
     assert SysctlRecord(path).restore() == [Sysctl("net/a", "0")]
+
+
+def test_what_cannot_be_remembered_is_not_set_and_the_file_is_named(switches: Path, tmp_path: Path) -> None:
+    """A full disk says only that there is no space left, and /proc/sys is never full."""
+    path = tmp_path / "sysctl.json"
+    path.with_suffix(".new").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"{path}, which .* No space left on device. Make room there") as raised:
+        SysctlRecord(path).set(Sysctl("net/a", "1"))
+    assert raised.value.errno == errno.ENOSPC
+    assert (switches / "a").read_text() == "0\n"
 
 
 def test_a_switch_of_our_own_device_is_not_remembered(switches: Path, tmp_path: Path) -> None:
