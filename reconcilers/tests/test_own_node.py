@@ -236,6 +236,18 @@ async def test_a_record_of_another_node_or_of_nonsense_says_nothing(host: Host, 
     assert await host.cidrs(own("10.9.0.0/24")) == ["10.9.0.0/24"]
 
 
+async def test_what_could_not_be_written_is_written_when_there_is_room(host: Host) -> None:
+    in_the_way = host.record.with_suffix(".new")
+    in_the_way.mkdir()
+    obj = own("10.1.0.0/24")
+    assert await host.own.look(obj) == host.own.look_seconds
+    in_the_way.rmdir()
+    assert await host.own.look(obj) is None
+    host.start()
+    host.living = {"10.1.0.0/24": "10.1.0.5/32 on veth1"}
+    assert await host.cidrs(own("10.9.0.0/24")) == ["10.9.0.0/24", "10.1.0.0/24"]
+
+
 async def test_a_plan_looks_and_writes_nothing(host: Host) -> None:
     await host.own.look(own("10.1.0.0/24"), write=False)
     assert not host.record.exists()

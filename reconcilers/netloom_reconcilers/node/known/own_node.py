@@ -64,6 +64,7 @@ class OwnNode:
         self.reason = ""
         """For the node's condition; empty if nothing is kept."""
         self._known = self._read()
+        self._unwritten = False
         self._address = ""
         self._errors: list[str] = []
         self._given_back: set[str] = set()
@@ -87,7 +88,7 @@ class OwnNode:
                 known = OwnRecord(self.node_name, address or self._address, (*block_texts(node.spec.ipam), *self.kept))
                 self._write(self._without_given_back(known))
             self._given_back &= set(block_texts(node.spec.ipam))
-            return self.look_seconds if self.kept else None
+            return self.look_seconds if self.kept or self._unwritten else None
 
     def give_back(self, cidrs: Collection[Cidr]) -> None:
         """These blocks are to go from the object by this node's own will, and are not kept when they have. To be said
@@ -179,18 +180,21 @@ class OwnNode:
         return known if known.node == self.node_name else OwnRecord()
 
     def _write(self, known: OwnRecord) -> None:
-        if known == self._known:
+        if known == self._known and not self._unwritten:
             return
         self._known = known
         if self.record is None:
             return
+        told, self._unwritten = self._unwritten, True
         try:
             self.record.parent.mkdir(parents=True, exist_ok=True)
             fresh = self.record.with_suffix(".new")
             fresh.write_bytes(msgspec.json.encode(known))
             fresh.replace(self.record)
+            self._unwritten = False
         except OSError as error:
-            log.warning("what is known of this node does not survive a restart", error=str(error))
+            if not told:
+                log.warning("what is known of this node does not survive a restart", error=str(error))
 
 
 def with_blocks(ipam: NodeIPAM, texts: Collection[str]) -> NodeIPAM:
