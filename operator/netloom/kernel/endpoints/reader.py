@@ -1,7 +1,5 @@
 """Reads what the kernel holds of the endpoints, all at once: a start, a resync, a plan."""
 
-import errno
-import socket
 import sys
 from collections.abc import Collection
 
@@ -15,7 +13,8 @@ from netloom.kernel.endpoints.link_messages import End, read_end
 from netloom.kernel.endpoints.row_messages import NeighbourKey, SeenPodRoute
 from netloom.kernel.mac import Mac
 from netloom.kernel.netlink.links import InterfaceAddress, read_address
-from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
+from netloom.kernel.netlink.sockets import CommandSocket, read_all, unless_missing
+from netloom.kernel.netlink.wire import SIZES
 from netloom.kernel.ownership import ENDPOINTS
 
 
@@ -82,7 +81,7 @@ def device_at(buffer: bytes, start: int) -> int:
 
 def _routes(commands: CommandSocket) -> list[SeenPodRoute]:
     found: list[SeenPodRoute] = []
-    for family in (socket.AF_INET, socket.AF_INET6):
+    for family in SIZES:
 
         def ours(buffer: bytes, start: int, end: int, family: int = family) -> SeenPodRoute | None:
             if buffer[start] != family:
@@ -90,11 +89,8 @@ def _routes(commands: CommandSocket) -> list[SeenPodRoute]:
             seen = row_messages.read_route(buffer, start, end)
             return seen if seen is not None and seen.owned else None
 
-        try:
+        with unless_missing():
             found += read_all(commands, row_messages.dump_routes(family), ours)
-        except RefusedError as error:
-            if error.errno != errno.ENOENT:  # a network namespace in which there was no route yet has no table
-                raise
     return found
 
 

@@ -13,7 +13,7 @@ from netloom.cidr import format_address
 from netloom.kernel.endpoints import link_messages, row_messages
 from netloom.kernel.endpoints.endpoint import Endpoint, WiringFailed
 from netloom.kernel.endpoints.inside import asked
-from netloom.kernel.netlink.sockets import CommandSocket, RefusedError
+from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_one
 
 READY_SECONDS = 5.0
 """For which it is waited for."""
@@ -22,12 +22,7 @@ READY_SECONDS = 5.0
 def lacking(commands: CommandSocket, within: CommandSocket, endpoint: Endpoint) -> str:
     """What packets have to wait for yet, the pod's end first; "" if nothing. Raises RefusedError, OSError."""
     for end, name in ((within, endpoint.interface), (commands, endpoint.device)):
-        can_send: list[bool] = []
-        end.get(
-            link_messages.get_link(name),
-            lambda _kind, *message: can_send.append(link_messages.read_operational(*message)),  # noqa: B023
-        )
-        if not any(can_send):
+        if not read_one(end, link_messages.get_link(name), link_messages.read_operational):
             return f"{name} is up, and cannot send: it has no carrier"
     for address, _ifindex, own in row_messages.fib_lookups(within, endpoint.addresses):
         if not own:

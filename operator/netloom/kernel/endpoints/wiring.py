@@ -30,7 +30,7 @@ from netloom.kernel.endpoints.row_messages import gateway_of
 from netloom.kernel.keeper.table_writer import ALREADY_GONE
 from netloom.kernel.mac import link_local_of
 from netloom.kernel.netlink.links import device_name
-from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, KernelRefusal, RefusedError
+from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, KernelRefusal, RefusedError, read_one
 from netloom.kernel.netlink.wire import numbered
 from netloom.kernel.ownership import ENDPOINTS
 
@@ -213,16 +213,21 @@ class Wiring:
             steps.append(WiringStep("link", "addrgenmode none", link_messages.generate_no_addresses(index)))
         steps.append(WiringStep("link", "up", link_messages.set_up(index)))
         given = endpoint.addresses
-        steps += [WiringStep("address", f"address {_text(each)}", row_messages.address(each, index)) for each in given]
+        steps += [
+            WiringStep("address", f"address {format_address(each)}", row_messages.address(each, index))
+            for each in given
+        ]
         if six:
             local = link_local_of(endpoint.pod_mac)
-            steps.append(WiringStep("address", f"address {_text(local)}", row_messages.address(local, index, 64)))
+            steps.append(
+                WiringStep("address", f"address {format_address(local)}", row_messages.address(local, index, 64))
+            )
         for address in endpoint.addresses:
             gateway = gateway_of(address)
             neighbour = row_messages.neighbour(gateway, index, endpoint.host_mac)
-            steps.append(WiringStep("neighbour", f"neighbour {_text(gateway)}", neighbour))
+            steps.append(WiringStep("neighbour", f"neighbour {format_address(gateway)}", neighbour))
             way_out = row_messages.default_route(gateway, index)
-            steps.append(WiringStep("way out", f"default route by {_text(gateway)}", way_out, gateway))
+            steps.append(WiringStep("way out", f"default route by {format_address(gateway)}", way_out, gateway))
         return steps
 
     def _enable_ipv6(self) -> None:
@@ -263,8 +268,8 @@ class Wiring:
         for ifindex in row_messages.own_route_links(self._commands, address):
             device = device_name(ifindex)
             if ENDPOINTS.link(device) and device != endpoint.device:
-                why = f"{_text(address)} leads to {device}, the device of a pod of which nothing else is known (yet)"
-                raise _failed("address-taken", endpoint, why)
+                where = f"{device}, the device of a pod of which nothing else is known (yet)"
+                raise _failed("address-taken", endpoint, f"{format_address(address)} leads to {where}")
         refusals = self._commands.execute(numbered([row_messages.remove_route(address), step.message]))
         return 1 not in refusals
 
@@ -272,14 +277,18 @@ class Wiring:
         """Raises WiringFailed (address-taken) where packets to an address go anywhere else."""
         for address, ifindex, own in row_messages.fib_lookups(self._commands, self._endpoint.addresses):
             if own:
-                raise self._taken(address, f"is an address of the node itself (ip address show to {_text(address)})")
+                raise self._taken(
+                    address, f"is an address of the node itself (ip address show to {format_address(address)})"
+                )
             if ifindex != host.ifindex:
                 device = device_name(ifindex) if ifindex else "nowhere"
-                ask = f"ip {'-6 ' if len(address) == 16 else ''}route get {_text(address)}"
+                ask = f"ip {'-6 ' if len(address) == 16 else ''}route get {format_address(address)}"
                 raise self._taken(address, f"leads to {device} all the same, by somebody's route or rule (`{ask}`)")
 
     def _taken(self, address: Address, why: str) -> WiringFailed:
-        return _failed("address-taken", self._endpoint, f"{_text(address)} {why}; a pod with it would get no packet")
+        return _failed(
+            "address-taken", self._endpoint, f"{format_address(address)} {why}; a pod with it would get no packet"
+        )
 
     def _undo(self) -> None:
         """Whatever was made goes: the pod's end and all that stands on them go with the host's. (The device's name is
@@ -315,8 +324,10 @@ def host_steps(endpoint: Endpoint, host: End, cookie: int) -> list[WiringStep]:
     steps = [WiringStep("link", "switches", prepare), WiringStep("link", "up", link_messages.set_up(index))]
     for address in endpoint.addresses:
         neighbour = row_messages.neighbour(address, index, endpoint.pod_mac)
-        steps.append(WiringStep("neighbour", f"neighbour {_text(address)}", neighbour))
-        steps.append(WiringStep("route", f"route to {_text(address)}", row_messages.route(address, index), address))
+        steps.append(WiringStep("neighbour", f"neighbour {format_address(address)}", neighbour))
+        steps.append(
+            WiringStep("route", f"route to {format_address(address)}", row_messages.route(address, index), address)
+        )
     return steps
 
 
@@ -333,23 +344,12 @@ def ipv6_switches(endpoint: Endpoint, host: End) -> dict[str, int]:
 
 def look(commands: CommandSocket, which: str | int) -> End | None:
     """The link of that name or ifindex, None if there is none. Raises RefusedError, OSError."""
-    found: list[End] = []
-
-    def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
-        seen = read_end(buffer, start, end)
-        if seen is not None:
-            found.append(seen)
-
     try:
-        commands.get(link_messages.get_link(which), visit)
+        return read_one(commands, link_messages.get_link(which), read_end)
     except RefusedError as error:
         if error.errno != errno.ENODEV:
             raise
-    return found[0] if found else None
-
-
-def _text(address: Address) -> str:
-    return format_address(address)
+    return None
 
 
 def _failed(reason: Reason, endpoint: Endpoint, why: str) -> WiringFailed:

@@ -18,7 +18,7 @@ from netloom.kernel.mesh.tunnel_device import Interfaces
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import Link, dump_links, read_address, read_link
 from netloom.kernel.netlink.messages import AddressMessage, NamespaceIdMessage, decode, encode
-from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
+from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all, read_one
 
 _THREAD = Path("/proc/thread-self")
 """Of a thread and not of the process: the network namespace is the thread's."""
@@ -71,11 +71,9 @@ def _read_id(buffer: bytes, start: int, _end: int) -> int | None:
 def _id_of_this(commands: CommandSocket) -> int | None:
     """This network namespace's id in itself: in these terms the kernel says, in a dump of another, where a device was
     made. It has one from the first such dump on."""
-    found: list[int | None] = []
     with (_THREAD / "ns/net").open("rb") as this:
         question = encode(NamespaceIdMessage, wire.RTM_GETNSID, 0, {}, fd=this.fileno())
-        commands.get(question, lambda _kind, *place: found.append(_read_id(*place)))
-    return found[0] if found else None
+        return read_one(commands, question, _read_id)
 
 
 def holder_of(commands: CommandSocket, encapsulation: Encapsulation, interfaces: Interfaces) -> str:

@@ -5,7 +5,6 @@ a thread).
 """
 
 import contextlib
-import socket
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 
@@ -24,9 +23,7 @@ from netloom.kernel.mesh.tunnel_device import Interfaces
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import dump_links, read_address, read_link, read_received
 from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, encode
-from netloom.kernel.netlink.sockets import BATCH, CommandSocket, RefusedError, read_all, unless_missing
-
-_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+from netloom.kernel.netlink.sockets import BATCH, CommandSocket, RefusedError, read_all, read_one, unless_missing
 
 
 def read_interfaces(commands: CommandSocket) -> Interfaces:
@@ -52,7 +49,7 @@ class RouteReading(msgspec.Struct):
 def routes(commands: CommandSocket, concerns: Callable[[Cidr], bool] = lambda prefix: False) -> RouteReading:
     """`concerns` is asked about the prefixes of others' routes."""
     reading = RouteReading()
-    for family in _FAMILIES:
+    for family in wire.SIZES:
         ours, foreign = _read_routes(commands, family, concerns, row_readers.route_reader().read)
         keys = {seen.key for seen in ours}
         if len(keys) < len(ours) or any(route.prefix in keys for route in foreign):
@@ -98,7 +95,7 @@ def _read_routes(
 def direct_routes(commands: CommandSocket) -> list[DirectRoute]:
     """Routes that lead to a device and by no gateway: everybody else's, and those to local pods."""
     found: list[DirectRoute] = []
-    for family in _FAMILIES:
+    for family in wire.SIZES:
 
         def read(buffer: bytes, start: int, end: int, family: int = family) -> DirectRoute | None:
             return row_readers.read_direct_route(buffer, start, end) if buffer[start] == family else None
@@ -110,7 +107,7 @@ def direct_routes(commands: CommandSocket) -> list[DirectRoute]:
 def load_node_network(commands: CommandSocket, node_network: SeenNodeNetwork) -> None:
     """The node's own devices, addresses and routes."""
     interfaces, found = read_interfaces(commands), list[NodeRoute | None]()
-    for family, protocol in product(_FAMILIES, PROTOCOLS.values()):
+    for family, protocol in product(wire.SIZES, PROTOCOLS.values()):
         with unless_missing():
             found += read_all(commands, dump_node_routes(family, protocol), read_node_route)
     node_network.load(interfaces.links, interfaces.addresses, found)
@@ -143,8 +140,6 @@ def fib_lookups(commands: CommandSocket, addresses: Sequence[Address]) -> list[t
 
 def received(commands: CommandSocket, ifindex: int) -> int:
     """Packets that a device has received since it was made; 0 if it is not there."""
-    counts: list[int] = []
     with contextlib.suppress(RefusedError):
-        request = encode(LinkMessage, wire.RTM_GETLINK, 0, {"index": ifindex})
-        commands.get(request, lambda _kind, *place: counts.append(read_received(*place)))
-    return sum(counts)
+        return read_one(commands, encode(LinkMessage, wire.RTM_GETLINK, 0, {"index": ifindex}), read_received) or 0
+    return 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from netloom.kernel.netlink.messages import encode, nested, nftsocket
 from netloom.kernel.netlink.nftables import as_kinds
-from netloom.kernel.netlink.wire import ATTRIBUTE, HEADER_SIZE, RTN_UNICAST
+from netloom.kernel.netlink.wire import ATTRIBUTE, FAMILIES, HEADER_SIZE, RTN_UNICAST
 
 UDP = socket.IPPROTO_UDP
 DROP, ACCEPT, JUMP, GOTO = 0, 1, -3, -4
@@ -98,8 +98,7 @@ def netmask(size: int, length: int) -> bytes:
 
 def of_family(size: int) -> bytes:
     """`meta nfproto ipv4`, or ipv6, by the bytes of an address."""
-    family = socket.AF_INET if size == 4 else socket.AF_INET6
-    return _meta(nftsocket.Meta.NFT_META_NFPROTO) + _compare(bytes([family]))
+    return _meta(nftsocket.Meta.NFT_META_NFPROTO) + _compare(bytes([FAMILIES[size]]))
 
 
 def to_port(port: int) -> bytes:

@@ -86,7 +86,7 @@ class LocalAddress(msgspec.Struct, frozen=True):
     @property
     def family(self) -> int:
         """AF_INET or AF_INET6."""
-        return socket.AF_INET if len(self.address) == 4 else socket.AF_INET6
+        return wire.FAMILIES[len(self.address)]
 
     def __str__(self) -> str:
         other = f" peer {format_address(self.peer)}" if self.peer else ""
@@ -177,7 +177,7 @@ def read_received(buffer: bytes, start: int, end: int) -> int:
 
 def read_address(buffer: bytes, start: int, end: int) -> InterfaceAddress | None:
     """An RTM_NEWADDR or RTM_DELADDR, or None if it is of another family."""
-    if buffer[start] not in (socket.AF_INET, socket.AF_INET6):
+    if buffer[start] not in wire.SIZES:
         return None
     seen = decode(AddressMessage, buffer, start)
     # On a point-to-point device IFA_ADDRESS is the other end's.

@@ -20,7 +20,6 @@ ALL, DEFAULT = -1, -2
 _IFINDEX, _FORWARDING, _RP_FILTER = 1, 2, 3
 _BODY = struct.Struct("=B3x")
 _SIZE = wire.HEADER_SIZE + _BODY.size
-_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 class Netconf(msgspec.Struct, frozen=True):
@@ -35,7 +34,7 @@ class Netconf(msgspec.Struct, frozen=True):
 def read_netconf(buffer: bytes, start: int, end: int) -> Netconf | None:
     """An RTM_NEWNETCONF (linux/netconf.h); None if it is of another family."""
     family = buffer[start]
-    if family not in _FAMILIES:
+    if family not in wire.SIZES:
         return None
     found = wire.attributes(buffer, start + _BODY.size, end)
     numbers = {

@@ -8,7 +8,6 @@ and 90 (`make bench-codec`), and it loses the flag that marks the end of an inte
 Numbers are from linux/netfilter/{nf_tables,nfnetlink}.h.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, TypeVar
@@ -16,7 +15,18 @@ from typing import Any, TypeVar
 import msgspec
 
 from netloom.kernel.netlink.messages import decode, encode, nftsocket
-from netloom.kernel.netlink.wire import ATTRIBUTE, CREATE, HEADER, HEADER_SIZE, REQUEST, attribute, attributes, text
+from netloom.kernel.netlink.wire import (
+    APPEND,
+    ATTRIBUTE,
+    CREATE,
+    HEADER,
+    HEADER_SIZE,
+    REQUEST,
+    attribute,
+    attributes,
+    numbered,
+    text,
+)
 
 S = TypeVar("S")
 
@@ -35,7 +45,6 @@ NAMES |= {NEWOBJECT: "newobj", DELOBJECT: "delobj"}
 """Requests that change the kernel, by the low byte of their type, as metrics and tests name them."""
 
 FAMILY_INET = 1
-APPEND = 0x800
 INTERVAL, TIMEOUT, DYNAMIC = 4, 0x10, 0x20
 """NFT_SET_INTERVAL; NFT_SET_TIMEOUT: elements go by themselves; NFT_SET_EVAL: rules add some."""
 
@@ -107,13 +116,13 @@ def comment(value: str) -> bytes:
     return bytes([0, len(data)]) + data
 
 
-def frame(messages: Iterable[bytes]) -> tuple[bytes, list[bytes], bytes]:
+def frame(messages: Sequence[bytes]) -> tuple[bytes, list[bytes], bytes]:
     """The requests as one transaction (all of them, or none): what comes before them, they, and what comes behind."""
     begin, end = (
         HEADER.pack(HEADER_SIZE + 4, kind, REQUEST, WHOLE, 0) + (SUBSYSTEM >> 8).to_bytes(4, "big")
         for kind in (BATCH_BEGIN, BATCH_END)
     )
-    return begin, [part[:8] + i.to_bytes(4, sys.byteorder) + part[12:] for i, part in enumerate(messages)], end
+    return begin, numbered(messages), end
 
 
 # ------------------------------------------------------------------------------------------------------ reading

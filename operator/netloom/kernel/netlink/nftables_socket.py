@@ -16,6 +16,7 @@ from netloom.kernel.netlink.sockets import (
     CommandSocket,
     KernelRefusal,
     read_all,
+    read_one,
     unless_missing,
 )
 
@@ -54,9 +55,9 @@ class NftablesSocket(CommandSocket):
 
 def get_one(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], T]) -> T | None:
     """The object that is asked for; None if it is not there. Raises RefusedError, OSError."""
-    found: list[T] = []
+    found: list[T | None] = []
     with unless_missing():
-        commands.get(request, lambda _kind, *place: found.append(read(*place)))
+        found.append(read_one(commands, request, read))
     return found[0] if found else None
 
 

@@ -296,6 +296,14 @@ def read_all(commands: CommandSocket, request: bytes, read: Callable[[bytes, int
     return found
 
 
+def read_one(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], Seen | None]) -> Seen | None:
+    """What `read` makes of the one object that is asked for. Raises RefusedError, as ENODEV, if there is none;
+    OSError."""
+    found: list[Seen | None] = []
+    commands.get(request, lambda _kind, *place: found.append(read(*place)))
+    return found[0] if found else None
+
+
 def walk(buffer: bytes) -> Iterable[tuple[int, int, int, int, int]]:
     """The messages of a datagram: type, flags, sequence, start and end of what follows the header."""
     at, size = 0, len(buffer)

@@ -196,9 +196,9 @@ class DevicesPart(Part[Prefiltering]):
         steps = steps_to(link, wish, ours, program, better=self._drivers.may_take(link.ifindex))
         if steps and (not await self._take(worker, link, wish, steps, outcome) or steps[0].detach):
             return  # of two steps events tell one by one: only then it is seen whether it is done
-        delayed = self._links.get(link.ifindex)
-        if delayed is not None and program and not steps_to(delayed, wish, ours, program) and other is None:
-            self._done[link.ifindex] = delayed.programs
+        now = self._links.get(link.ifindex)
+        if now is not None and program and not steps_to(now, wish, ours, program) and other is None:
+            self._done[link.ifindex] = now.programs
             outcome.written.append(("xdp", [link.name]))
 
     async def _take(
@@ -281,12 +281,12 @@ class DevicesPart(Part[Prefiltering]):
         return False
 
     def _took(self, ifindex: int, step: Step) -> None:
-        delayed = self._links.get(ifindex)
-        if delayed is None:
+        link = self._links.get(ifindex)
+        if link is None:
             return
-        others = tuple(each for each in delayed.programs if each[0] != step.mode)
+        others = tuple(each for each in link.programs if each[0] != step.mode)
         mine = () if step.detach else ((str(step.mode), self._program(step.link.name)),)
-        self._links[ifindex] = replace(delayed, programs=(*others, *mine))
+        self._links[ifindex] = replace(link, programs=(*others, *mine))
 
     def _report(self, wish: DeviceWish, link: XdpLink | None) -> DeviceReport:
         if link is None:

@@ -14,7 +14,6 @@ from netloom.kernel.netlink.messages import RouteMessage, decode, encode
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.ownership import DEVICE_PREFIX
 from netloom.kernel.probe import tun
-from netloom.kernel.probe.packets import family_of
 from netloom.kernel.probe.part import ProbeDevice, ProbeNode
 
 
@@ -91,7 +90,7 @@ def _outgoing(commands: CommandSocket, address: Address) -> int:
     def visit(_kind: int, buffer: bytes, start: int, _end: int) -> None:
         found.append(decode(RouteMessage, buffer, start).get_attr("RTA_OIF") or 0)
 
-    fields = {"family": family_of(address), "dst_len": len(address) * 8}
+    fields = {"family": wire.FAMILIES[len(address)], "dst_len": len(address) * 8}
     try:
         commands.get(encode(RouteMessage, wire.RTM_GETROUTE, 0, fields, dst=address), visit)
     except RefusedError:

@@ -3,7 +3,6 @@
 RFC 791, 768, 792; RFC 8200, 4443. By hand, because a TUN device takes and gives whole packets.
 """
 
-import socket
 import struct
 from typing import Literal
 
@@ -109,8 +108,3 @@ def checksum(data: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return int(~total & 0xFFFF)
-
-
-def family_of(address: Address) -> int:
-    """AF_INET or AF_INET6."""
-    return socket.AF_INET if len(address) == 4 else socket.AF_INET6

@@ -6,7 +6,6 @@ address the broadcast address in that table, which the kernel looks into before 
 """
 
 import os
-import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -22,11 +21,10 @@ from netloom.kernel.netlink import links, wire
 from netloom.kernel.netlink.links import Link, is_endpoint, read_link
 from netloom.kernel.netlink.messages import LinkMessage, RouteMessage, decode, encode
 from netloom.kernel.netlink.netconf import DEFAULT, read_netconf
-from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
+from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all, read_one
 from netloom.kernel.netlink.wire import RT_TABLE_LOCAL
 from netloom.kernel.ownership import PROBE, ROUTE_PROTOCOL
 from netloom.kernel.probe import tun
-from netloom.kernel.probe.packets import family_of
 
 log = structlog.get_logger(__name__)
 
@@ -218,19 +216,13 @@ class ProbeDevice(Part[ProbeNode]):
 
 def look(commands: CommandSocket) -> ProbeFound:
     """What there is of the probe's in the kernel. Raises RefusedError, OSError."""
-    found: list[Link] = []
-
-    def visit(_kind: int, buffer: bytes, start: int, end: int) -> None:
-        link = read_link(buffer, start, end)
-        if link is not None:
-            found.append(link)
-
+    link = None
     with suppress(RefusedError):
-        commands.get(encode(LinkMessage, wire.RTM_GETLINK, 0, {}, ifname=DEVICE), visit)
-    if not found:
+        link = read_one(commands, encode(LinkMessage, wire.RTM_GETLINK, 0, {}, ifname=DEVICE), read_link)
+    if link is None:
         return ProbeFound()
-    routes = (read_all(commands, _dump(family), _address_on(found[0].ifindex)) for family in _FAMILIES)
-    return ProbeFound(found[0], frozenset(address for each in routes for address in each))
+    routes = (read_all(commands, _dump(family), _address_on(link.ifindex)) for family in wire.SIZES)
+    return ProbeFound(link, frozenset(address for each in routes for address in each))
 
 
 def changes_to(found: ProbeFound, node: ProbeNode) -> Iterable[ProbeStep]:
@@ -257,9 +249,6 @@ def changes_to(found: ProbeFound, node: ProbeNode) -> Iterable[ProbeStep]:
         yield _route(address, ifindex, gone=True)
 
 
-_FAMILIES = (socket.AF_INET, socket.AF_INET6)
-
-
 def _dump(family: int) -> bytes:
     return encode(
         RouteMessage, wire.RTM_GETROUTE, 0, {"family": family, "table": RT_TABLE_LOCAL, "proto": ROUTE_PROTOCOL}
@@ -279,7 +268,7 @@ def _address_on(ifindex: int) -> Callable[[bytes, int, int], Address | None]:
 
 def _route(address: Address, ifindex: int, *, gone: bool = False) -> ProbeStep:
     fields = {
-        "family": family_of(address),
+        "family": wire.FAMILIES[len(address)],
         "dst_len": len(address) * 8,
         "table": RT_TABLE_LOCAL,
         "proto": ROUTE_PROTOCOL,

@@ -19,9 +19,10 @@ from typing import Any
 import msgspec
 
 from netloom.cidr import Address, format_address
+from netloom.kernel.netlink.wire import FAMILIES
 from netloom.kernel.probe import message
 from netloom.kernel.probe.message import ANSWER, ASK, FORWARDS, NO_DEVICE, NOTHING, SEEN, UNANSWERED, ProbeMessage
-from netloom.kernel.probe.packets import HEADERS, UDP_PORT, Datagram, Rejection, datagram, family_of, parse
+from netloom.kernel.probe.packets import HEADERS, UDP_PORT, Datagram, Rejection, datagram, parse
 
 PACKETS_PER_SECOND = 200
 """Read in a second; of more than that, the rest is left to the device's queue, which drops it: anybody in the cluster
@@ -31,7 +32,8 @@ REMEMBERED = 256
 """Questions that are known to have arrived, and peers that were heard of."""
 _PORTS = range(49152, 65536)
 """Dynamic ones (RFC 6335)."""
-_FREEBIND = {socket.AF_INET: (socket.IPPROTO_IP, 15), socket.AF_INET6: (socket.IPPROTO_IPV6, 78)}
+_FREEBIND = {4: (socket.IPPROTO_IP, 15), 16: (socket.IPPROTO_IPV6, 78)}
+"""IP_FREEBIND, IPV6_FREEBIND, by the length of an address."""
 
 
 class ProbeAnswer(msgspec.Struct, frozen=True):
@@ -146,7 +148,7 @@ class Prober:
             return None
         nonce = new_nonce()
         kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        with contextlib.suppress(OSError), socket.socket(family_of(target), kind) as asking:
+        with contextlib.suppress(OSError), socket.socket(FAMILIES[len(target)], kind) as asking:
             asking.connect((format_address(target), UDP_PORT))
             payload = ProbeMessage(ASK, nonce, self._own_flags(), self.mtu, about=about).encode(message.SMALLEST)
             return await self._awaited(nonce, target, seconds, lambda: asking.send(payload), asking)
@@ -295,10 +297,9 @@ def _new_port() -> int:
 
 def _bound(address: Address) -> socket.socket:
     """The probe's UDP port at an address that need not be there yet. Raises OSError."""
-    family = family_of(address)
-    made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    made = socket.socket(FAMILIES[len(address)], socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        made.setsockopt(*_FREEBIND[socket.AddressFamily(family)], 1)
+        made.setsockopt(*_FREEBIND[len(address)], 1)
         made.bind((format_address(address), UDP_PORT))
     except BaseException:
         made.close()

@@ -8,7 +8,8 @@ import socket
 import struct
 
 from netloom.cidr import Address, format_address
-from netloom.kernel.probe.packets import checksum, family_of
+from netloom.kernel.netlink.wire import FAMILIES
+from netloom.kernel.probe.packets import checksum
 
 
 async def answers_ping(address: Address, seconds: float, attempts: int = 2) -> bool | None:
@@ -31,7 +32,7 @@ async def answers_ping(address: Address, seconds: float, attempts: int = 2) -> b
 async def refuses(address: Address, port: int, seconds: float) -> bool:
     """Whether the peer says that nobody may send to, or listens on, this UDP port. Silence is no refusal."""
     loop = asyncio.get_running_loop()
-    with socket.socket(family_of(address), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+    with socket.socket(FAMILIES[len(address)], socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
         try:
             sock.connect((format_address(address), port))
             sock.send(b"\0")  # no tunnel takes it for a packet of its own
