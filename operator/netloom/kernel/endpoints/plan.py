@@ -1,12 +1,9 @@
 """What a keeper of endpoints would change, as `ip` would say it."""
 
-from typing import Any
-
-from netloom.cidr import format_address
 from netloom.kernel.endpoints.adjusting import steps
 from netloom.kernel.endpoints.part import EndpointsPart
 from netloom.kernel.keeper.report import PlannedChange
-from netloom.kernel.netlink.links import device_name
+from netloom.kernel.keeper.retries import item_text
 
 
 def planned_changes(part: EndpointsPart) -> list[PlannedChange]:
@@ -24,11 +21,5 @@ def planned_changes(part: EndpointsPart) -> list[PlannedChange]:
     for kind, table in part.rows.tables.items():
         for key in sorted(table.pending, key=str):
             verb = "replace" if key in table.desired else "delete"
-            changes.append(PlannedChange(f"ip {kind} {verb} {_text(key)}", part.whose((kind, key))))
+            changes.append(PlannedChange(f"ip {kind} {verb} {item_text((kind, key))}", part.whose((kind, key))))
     return changes
-
-
-def _text(key: Any) -> str:
-    if isinstance(key, tuple):
-        return f"{format_address(key[1])} dev {device_name(key[0])}"
-    return str(key)

@@ -51,7 +51,8 @@ class MasqueradeRules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Masquerading(msgspec.Struct):
-    """The whole desired state: the rules, and the pod CIDRs of all nodes. One `Masquerade` reads the journal."""
+    """The whole desired state: the rules, and the pod CIDRs of all nodes, with a journal of those that were
+    touched. One `MasqueradeTable` reads it."""
 
     rules: MasqueradeRules = MasqueradeRules()
     _known: dict[str, tuple[Cidr, ...]] = msgspec.field(default_factory=dict)

@@ -3,13 +3,11 @@
 The kernel picks them out itself, so a routing daemon's million costs nothing.
 """
 
-import errno
-import socket
-
 from netloom.cidr import Cidr
 from netloom.kernel.mesh.row_messages import dump_connected_routes
 from netloom.kernel.mesh.row_readers import read_direct_route
-from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, once, read_all
+from netloom.kernel.netlink.sockets import CommandSocket, once, read_all, unless_missing
+from netloom.kernel.netlink.wire import SIZES
 
 
 async def connected_networks() -> frozenset[Cidr]:
@@ -19,12 +17,8 @@ async def connected_networks() -> frozenset[Cidr]:
 
 def _read(commands: CommandSocket) -> frozenset[Cidr]:
     found: set[Cidr] = set()
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
+    for family in SIZES:
+        with unless_missing():
             routes = read_all(commands, dump_connected_routes(family), read_direct_route)
-        except RefusedError as error:
-            if error.errno != errno.ENOENT:  # a network namespace in which there was no route yet has no table
-                raise
-            continue
-        found.update(route.destination for route in routes)
+            found.update(route.destination for route in routes)
     return frozenset(found)

@@ -20,7 +20,7 @@ class MeshNode(msgspec.Struct, frozen=True, kw_only=True):
     """This node: what it holds ready for its peers' packets, and what that is made of.
 
     local:     this node's IPv4 underlay address.
-    mac:       of the tunnel devices, as `ownership.mac_of` says for this node's name.
+    mac:       of the tunnel devices, as `netloom.kernel.mac.mac_of` makes it of this node's name.
     encapsulations: in which packets may come in: a device for each tunnel; for `none` the underlay's reverse path
                filter is loosened, as answers may leave by another device. Where a packet goes is said by its route.
     addresses: put on the tunnel devices, /32 or /128: the network address of each of the node's own pod CIDRs, so
@@ -95,7 +95,7 @@ class FurtherAddresses(msgspec.Struct, frozen=True, gc=False):
 
 
 class Desired:
-    """The whole desired state, with a journal of what was touched. One `Dataplane` reads the journal."""
+    """The whole desired state. With a journal of what was touched. One `MeshRows` reads it."""
 
     def __init__(self, node: MeshNode | None = None, peers: Iterable[Peer] = ()) -> None:
         self.node = node

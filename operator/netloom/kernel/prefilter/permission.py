@@ -1,13 +1,13 @@
 """What a process lacks that the kernel does not let have a prefilter, and where it gets it from."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
-_NEEDED = {"BPF": 39, "NET_ADMIN": 12, "PERFMON": 38}
+from netloom.kernel.capability import NET_ADMIN, held
+
+_NEEDED = {"BPF": 39, "NET_ADMIN": NET_ADMIN, "PERFMON": 38}
 """Bits of capabilities (linux/capability.h)."""
 _SYS_ADMIN = 21
 """Has been all but NET_ADMIN of it in one."""
-_STATUS = Path("/proc/self/status")
 
 
 def not_permitted(what: str) -> str:
@@ -26,10 +26,9 @@ def not_permitted(what: str) -> str:
 
 
 def _lacking() -> list[str]:
-    line = next(line for line in _STATUS.read_text(encoding="ascii").splitlines() if line.startswith("CapEff:"))
-    held = int(line.split()[1], 16)
-    everything = held >> _SYS_ADMIN & 1
-    return [name for name, bit in _NEEDED.items() if not (held >> bit & 1 or (everything and name != "NET_ADMIN"))]
+    has = held()
+    everything = has >> _SYS_ADMIN & 1
+    return [name for name, bit in _NEEDED.items() if not (has >> bit & 1 or (everything and name != "NET_ADMIN"))]
 
 
 def _listed(names: Iterable[str]) -> str:
