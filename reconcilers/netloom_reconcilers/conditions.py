@@ -94,15 +94,27 @@ class Conditions:
             return None  # it was deleted, or re-created: its next reconcile says what holds then
 
 
-async def withdraw(api: Api, res: Resource[T], obj: T, field_manager: str) -> T | None:
-    """Takes all out of the status that this manager wrote there. The object as written, or None where it is not there
-    any more."""
+async def apply(
+    api: Api, res: Resource[T], obj: T, field_manager: str, *, fenced: bool = False, **parts: object
+) -> T | None:
+    """What this manager says in these parts of the object (`spec`, or the subresource `status`), and no more: what it
+    said before and does not list goes. fenced: only of the very version that is known. The object as written, or None
+    where it is not there any more, or is another one or version: the watch brings that."""
     meta = obj.metadata
-    patch = {"metadata": {"name": meta.name, "uid": meta.uid}, "status": {}}
+    fence = {"resourceVersion": meta.resource_version} if fenced else {}
+    patch = {"metadata": {"name": meta.name, "uid": meta.uid, **fence}, **parts}
+    subresource = "status" if "status" in parts else ""
     try:
-        return await api.patch(res, meta.name, patch, subresource="status", kind="apply", field_manager=field_manager)
+        return await api.patch(
+            res, meta.name, patch, subresource=subresource, kind="apply", field_manager=field_manager
+        )
     except (Conflict, NotFound):
-        return None  # it was deleted, or re-created: the watch brings the next one
+        return None
+
+
+async def withdraw(api: Api, res: Resource[T], obj: T, field_manager: str) -> T | None:
+    """Takes all out of the status that this manager wrote there. Returns as `apply`."""
+    return await apply(api, res, obj, field_manager, status={})
 
 
 def said(problem: Problem, about: str) -> str:

@@ -26,10 +26,9 @@ from netloom.api.words import some
 from netloom.cidr import Address, format_address, is_address, parse_address
 from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
-from netloom.runtime.errors import Conflict, NotFound
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.store import Store
-from netloom_reconcilers.conditions import manager_of
+from netloom_reconcilers.conditions import apply, manager_of
 
 log = structlog.get_logger(__name__)
 
@@ -151,21 +150,13 @@ class OutsideSupply:
 
         Without a mode only at this very version, of which the pool is empty: a request that is late, of a process that
         died meanwhile perhaps, takes nothing away from one that begins with what the pool holds then."""
-        meta = node.metadata
         ipam: dict[str, Any] = {"mode": mode} if mode else {}
         if told:
             ipam["used"] = {text: {"owner": each.owner, "resource": each.resource} for text, each in told.items()}
         status = {"ipam": ipam} if ipam else {}  # what is not listed goes
-        fence = {} if mode else {"resourceVersion": meta.resource_version}
-        patch = {"metadata": {"name": meta.name, "uid": meta.uid, **fence}, "status": status}
-        manager = manager_of("ipam")
-        try:
-            stored = await self.api.patch(
-                NETLOOM_NODES, meta.name, patch, subresource="status", kind="apply", field_manager=manager
-            )
-        except (Conflict, NotFound):
-            return None
-        self.nodes.put(stored)
+        stored = await apply(self.api, NETLOOM_NODES, node, manager_of("ipam"), fenced=not mode, status=status)
+        if stored is not None:
+            self.nodes.put(stored)
         return stored
 
     # What is used and was withdrawn

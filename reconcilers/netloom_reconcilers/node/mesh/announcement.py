@@ -14,9 +14,8 @@ import structlog
 from netloom.api.v1alpha1 import NETLOOM_NODES, AcceptedEncapsulation, NetloomNode
 from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
-from netloom.runtime.errors import Conflict, NotFound
 from netloom.runtime.store import Store
-from netloom_reconcilers.conditions import AGENT
+from netloom_reconcilers.conditions import AGENT, apply
 from netloom_reconcilers.node.mesh.encapsulations import Announcement
 
 log = structlog.get_logger(__name__)
@@ -55,10 +54,6 @@ class AnnouncementReconciler:
         }
         if wanted.sources:
             spec["sourceAddresses"] = wanted.sources
-        patch = {"metadata": {"name": key, "uid": node.metadata.uid}, "spec": spec}
-        try:
-            stored = await self.api.patch(NETLOOM_NODES, key, patch, kind="apply", field_manager=AGENT)
-        except (Conflict, NotFound):
-            return  # it was deleted, or re-created: the watch brings the next one
-        log.info("announced", accepts=list(map(str, wanted.accepts)), sends=sorted(map(str, wanted.sends)))
-        self.nodes.put(stored)
+        if (stored := await apply(self.api, NETLOOM_NODES, node, AGENT, spec=spec)) is not None:
+            log.info("announced", accepts=list(map(str, wanted.accepts)), sends=sorted(map(str, wanted.sends)))
+            self.nodes.put(stored)

@@ -24,9 +24,8 @@ from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
 from netloom.cidr import Cidr
 from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
-from netloom.runtime.errors import Conflict, NotFound
 from netloom.runtime.store import Store
-from netloom_reconcilers.conditions import manager_of
+from netloom_reconcilers.conditions import apply, manager_of
 
 log = structlog.get_logger(__name__)
 
@@ -112,19 +111,12 @@ class MachineReconciler:
             self.api.reconnect()
 
     async def _write(self, node: NetloomNode, wanted: MachineFacts) -> None:
-        meta = node.metadata
         told = {"absentAddresses": sorted(wanted.absent), "connectedCIDRs": sorted(wanted.connected)}
         status = {name: texts for name, texts in told.items() if texts}  # what is not listed goes
-        patch = {"metadata": {"name": meta.name, "uid": meta.uid}, "status": status}
-        manager = manager_of("machine")
-        try:
-            stored = await self.api.patch(
-                NETLOOM_NODES, meta.name, patch, subresource="status", kind="apply", field_manager=manager
-            )
-        except (Conflict, NotFound):
-            return  # it was deleted, or re-created: the watch brings the next one
-        log.info("told what only this machine knows", **status)
-        self.nodes.put(stored)
+        stored = await apply(self.api, NETLOOM_NODES, node, manager_of("machine"), status=status)
+        if stored is not None:
+            log.info("told what only this machine knows", **status)
+            self.nodes.put(stored)
 
 
 def _largest(texts: Iterable[str]) -> frozenset[str]:
