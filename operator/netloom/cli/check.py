@@ -12,18 +12,17 @@ import typer
 from netloom.api.errors import UserError
 from netloom.api.meta import POD_TRAFFIC_PASSES, condition_of
 from netloom.api.v1alpha1 import NETLOOM_NODES
-from netloom.cli import local_agent
-from netloom.cli.status_text import safe
+from netloom.cli import agent_http, local_agent
+from netloom.cli.status_text import aligned, safe
 from netloom.runtime.client import Api
-from netloom.runtime.errors import ApiError, NotFound, plain
-from netloom.runtime.http import aiohttp
+from netloom.runtime.errors import ApiError, NotFound
 from netloom_reconcilers.node.probing.findings import Finding, sentences
 
 EXIT_PASSES, EXIT_PROBLEMS, EXIT_NOT_ASKED = 0, 1, 3
 """Exit statuses; the last says that nobody could look."""
 
-_TIMEOUT = aiohttp.ClientTimeout(total=300)
-"""A peer that does not answer takes some seconds, eight of them at once."""
+_SECONDS = 300.0
+"""For the answer. A peer that does not answer takes some seconds, eight of them at once."""
 
 
 class Checks(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,29 +38,10 @@ class Checks(msgspec.Struct, frozen=True, kw_only=True):
         return all(each.passes for each in self.checks)
 
 
-class Nobody(UserError):
-    """No agent answers there."""
-
-
 async def ask(address: str, nodes: list[str]) -> Checks:
     """Have the agent at HOST:PORT look. Raises UserError; Nobody, if nothing listens there."""
-    query = [("node", node) for node in nodes]
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=_TIMEOUT) as session,
-            session.get(f"http://{address}/check", params=query, allow_redirects=False) as answer,
-        ):
-            body, status = await answer.read(), answer.status
-    except aiohttp.ClientConnectorError as error:
-        raise Nobody(f"agent at {address}: does not answer: {plain(error.os_error)}.") from error
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        why = " ".join(str(error).split())[:100] or type(error).__name__
-        raise UserError(f"agent at {address}: gave no answer: {why}.") from error
-    try:
-        found = msgspec.json.decode(body, type=Checks)
-    except msgspec.MsgspecError as error:
-        what = f"{address}: what answers there is no agent of Netloom that can check (status {status})."
-        raise UserError(what) from error
+    answer = await agent_http.ask(address, "/check", _SECONDS, params=[("node", node) for node in nodes])
+    found = answer.decode(Checks, " that can check")
     if found.unknown:
         raise UserError(
             f"there is no node {', '.join(found.unknown)} with addresses for pods, as {found.node} sees it."
@@ -74,12 +54,8 @@ async def ask(address: str, nodes: list[str]) -> Checks:
 
 def lines(found: Checks) -> Iterator[str]:
     """As text."""
-    rows = [("PEER", "FAMILY", "WAY", "RESULT"), *(_row(each) for each in found.checks)]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
     yield f"as {found.node} sees it:"
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        yield safe("   ".join([*cells, row[3]]).rstrip())
+    yield from aligned([("PEER", "FAMILY", "WAY", "RESULT"), *map(_row, found.checks)])
     lost = sentences(each for each in found.checks if each.passes is False)
     unknown = sentences(each for each in found.checks if each.passes is None)
     if lost or unknown or any(each.seen == "nodes" for each in found.checks):
@@ -134,7 +110,7 @@ async def run(
     """What was seen (None: only the condition could be read), the exit status, and lines. Raises UserError."""
     try:
         found = await ask(address or local_agent.ADDRESS, [node] if node else [])
-    except Nobody as nobody:
+    except agent_http.Nobody as nobody:
         if address or not node:
             raise UserError(f"{nobody} Run it on a node, or name one: `netloom check NODE`.") from nobody
         return None, EXIT_NOT_ASKED, await from_elsewhere(kubeconfig, context, node)

@@ -9,12 +9,24 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import typer
 
+from netloom.api.errors import UserError
 from netloom.cli.options import RUN_DIR, Cluster, Output, awaited, grouped, show
-from netloom_reconcilers.node.addresses.wire import SOCKET, WAIT_SECONDS, AddressListing, Ask, Assignment, Released, Why
+from netloom_reconcilers.node.addresses.wire import (
+    SOCKET,
+    WAIT_SECONDS,
+    AddressListing,
+    Ask,
+    Assignment,
+    ErrorAnswer,
+    Released,
+    Why,
+)
 
 M = TypeVar("M", bound=msgspec.Struct)
 
 _PATH = RUN_DIR / SOCKET
+_SLACK = 10.0
+"""Seconds for the answer, beside those that the agent waits."""
 
 ip = typer.Typer(help="Addresses of pods on this machine: give, take back, list.", no_args_is_help=True)
 
@@ -41,7 +53,7 @@ def allocate(
 ) -> None:
     """Give addresses to an owner; one that has some already keeps them."""
     asked = Ask(name, container, interface, pool, tuple(family or ()), wait)
-    found = _ask(socket, "POST", "/v1/addresses", Assignment, body=msgspec.json.encode(asked), wait=wait)
+    found = _ask(socket, "POST", "/v1/addresses", Assignment, data=msgspec.json.encode(asked), wait=wait)
     show(output, found, lambda found: print("\n".join(each.address for each in found.addresses)))
 
 
@@ -61,7 +73,7 @@ def release(
     """Take back what exactly this owner has. It rests for a while before another one gets it."""
     query = [("name", name), ("container", container), ("interface", interface)]
     query += [("address", each) for each in address or ()]
-    found = _ask(socket, "DELETE", "/v1/addresses", Released, query=query)
+    found = _ask(socket, "DELETE", "/v1/addresses", Released, params=query)
     show(output, found, lambda found: print("\n".join(found.released) or f"{name} has none of these"))
 
 
@@ -87,7 +99,7 @@ def why(
     On the pod's node the agent is asked, elsewhere the API server.
     """
     if not cluster.kubeconfig and not cluster.context and socket.exists():
-        found = _ask(socket, "GET", "/v1/why", Why, query=[("name", name)])
+        found = _ask(socket, "GET", "/v1/why", Why, params=[("name", name)])
     else:
         from netloom.cli.why import ask_api_server
 
@@ -130,6 +142,17 @@ def lines(found: AddressListing) -> list[str]:
 
 def _ask(path: Path, method: str, url: str, kind: type[M], *, wait: float = WAIT_SECONDS, **what: Any) -> M:
     """What the agent answers. Raises UserError."""
-    from netloom.cli.agent_socket import ask
+    return awaited(_answered(path, method, url, kind, wait, what))
 
-    return awaited(ask(path, method, url, kind, wait, **what))
+
+async def _answered(path: Path, method: str, url: str, kind: type[M], wait: float, what: dict[str, Any]) -> M:
+    from netloom.cli import agent_http
+
+    try:
+        answer = await agent_http.ask(path, url, wait + _SLACK, method, **what)
+    except agent_http.Nobody as nobody:
+        advice = "Run it as root on a node whose agent runs, or name its socket by --socket."
+        raise UserError(f"{nobody} {advice}") from nobody
+    if answer.status != 200:
+        raise UserError(answer.decode(ErrorAnswer).message)
+    return answer.decode(kind)

@@ -1,7 +1,4 @@
-"""The agent of this machine, asked for what only it knows: peers, drift, errors.
-
-Its answer may be anybody's: whatever else listens on that port is told apart from an agent, and named as what it is.
-"""
+"""The agent of this machine, asked for what only it knows: peers, drift, errors."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +6,13 @@ from typing import Any
 import msgspec
 
 from netloom.api.cluster_facts import ObjectProblem
-from netloom.runtime.errors import plain
-from netloom.runtime.http import aiohttp
+from netloom.api.errors import UserError
+from netloom.cli import agent_http
 
 ADDRESS = "127.0.0.1:9964"
 """Where it answers if it was not told otherwise."""
-_TIMEOUT = aiohttp.ClientTimeout(total=2)
+_SECONDS = 2.0
+"""For its answer."""
 _NAMED = 3
 """Errors that are told, and warnings; the agent's own /status has all."""
 
@@ -83,20 +81,7 @@ class LocalAgent:
 async def ask(address: str) -> LocalAgent:
     """What the agent at HOST:PORT says of itself."""
     try:
-        async with (
-            aiohttp.ClientSession(timeout=_TIMEOUT) as session,
-            session.get(f"http://{address}/status", allow_redirects=False) as answer,
-        ):
-            body, status, kind = await answer.read(), answer.status, answer.content_type
-    except aiohttp.ClientConnectorError as error:
-        return LocalAgent(silence=f"agent at {address}: does not answer: {plain(error.os_error)}.", nobody=True)
-    except TimeoutError:
-        return LocalAgent(silence=f"agent at {address}: does not answer within {_TIMEOUT.total:g} s.")
-    except (aiohttp.ClientError, ValueError) as error:
-        why = " ".join(str(error).split())[:100] or type(error).__name__
-        return LocalAgent(silence=f"{address}: what answers there is no agent of Netloom: {why}.")
-    try:
-        return LocalAgent(msgspec.json.decode(body, type=Facts), msgspec.json.decode(body))
-    except msgspec.MsgspecError:
-        what = f"status {status}, {kind}"
-        return LocalAgent(silence=f"{address}: what answers there is no agent of Netloom ({what}).")
+        answer = await agent_http.ask(address, "/status", _SECONDS)
+        return LocalAgent(answer.decode(Facts), msgspec.json.decode(answer.body))
+    except UserError as error:
+        return LocalAgent(silence=str(error), nobody=isinstance(error, agent_http.Nobody))

@@ -6,7 +6,6 @@ its own address. What may not be read is said, and what is known of the rest is 
 
 import asyncio
 import re
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, PREFILTE
 from netloom.api.verdict import OperatorState, ProblemGroup, Totals, Verdict, judge
 from netloom.cli import local_agent, rollout
 from netloom.cli.local_agent import LocalAgent
+from netloom.cli.process import say
 from netloom.cli.signs import DATED_LEASES, sign_of
 from netloom.runtime.client import Api
 from netloom.runtime.clock import timestamp
@@ -286,7 +286,7 @@ def run(asked: StatusOptions, wait: float | None, show: Callable[[StatusReport],
         if not said:
             raise
         for sentence in said:
-            _say(sentence)
+            say(sentence)
         return EXIT_NOT_ASKED
     show(report)
     return EXIT_HEALTHY if report.healthy else EXIT_PROBLEMS
@@ -330,14 +330,10 @@ async def wait_until_healthy(look: Callable[[], Awaitable[StatusReport]], second
             return report
         if news != told:
             told = news
-            _say(f"waiting: {news}")
+            say(f"waiting: {news}")
         await asyncio.sleep(min(deadline - now, max(LOOK_SECONDS, 4 * (now - began))))
 
 
 def _news(report: StatusReport) -> str:
     more = f" (problem 1 of {len(report.problems)})" if len(report.problems) > 1 else ""
     return f"{report.totals.summary}; {report.problems[0]}{more}"
-
-
-def _say(sentence: str) -> None:
-    print(f"netloom: {sentence}", file=sys.stderr, flush=True)
