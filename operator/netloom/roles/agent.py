@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 import structlog
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from netloom.api.v1alpha1 import NETLOOM_NODES
@@ -235,21 +235,21 @@ class Agent(Collector):
     def collect(self) -> Iterator[Metric]:
         """Figures of the features and of what they share, as metrics."""
         peers, own = self.context.peers, self.context.own
-        yield GaugeMetricFamily(
+        yield metrics.gauge(
             "netloom_peers_held",
             "Peers that stay although their NetloomNode vanished, or lacks what it had: their Nodes may live.",
-            value=len(peers.held) + len(peers.completed),
+            len(peers.held) + len(peers.completed),
         )
-        yield GaugeMetricFamily(
+        yield metrics.gauge(
             "netloom_pod_cidrs_kept",
             "Pod CIDRs that this node's NetloomNode does not hold any more, and that are kept.",
-            value=len(own.kept),
+            len(own.kept),
         )
-        yield GaugeMetricFamily(
+        yield metrics.gauge(
             "netloom_peer_warnings",
             "What is wrong with other nodes and keeps a part of them out of this node's data path; the agent's /status "
             "names each.",
-            value=len(self._warnings()),
+            len(self._warnings()),
         )
         for feature in self.features:
             yield from feature.metrics()

@@ -1,9 +1,39 @@
-"""The metrics that every part of the runtime counts, in a registry of our own.
+"""The metrics that every part of the runtime counts, in a registry of our own; and those of who counts when somebody
+asks.
 
 The default registry of prometheus_client is global to the process and filled by whoever is imported.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+Numbers = float | Mapping[Any, float]
+"""One, or one for each value of a label, or for each tuple of values of several."""
+
+
+def counter(name: str, text: str, numbers: Numbers, *labels: str) -> Metric:
+    """As it is now, for a collector."""
+    return _collected(CounterMetricFamily, name, text, numbers, labels)
+
+
+def gauge(name: str, text: str, numbers: Numbers, *labels: str) -> Metric:
+    """As it is now, for a collector."""
+    return _collected(GaugeMetricFamily, name, text, numbers, labels)
+
+
+def _collected(
+    kind: type[CounterMetricFamily | GaugeMetricFamily], name: str, text: str, numbers: Numbers, labels: tuple[str, ...]
+) -> Metric:
+    if not isinstance(numbers, Mapping):
+        return kind(name, text, value=numbers)
+    family = kind(name, text, labels=labels)
+    for values, number in numbers.items():
+        family.add_metric([values] if isinstance(values, str) else values, number)
+    return family
+
 
 REGISTRY = CollectorRegistry(auto_describe=True)
 ProcessCollector(registry=REGISTRY)

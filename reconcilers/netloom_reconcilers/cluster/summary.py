@@ -5,16 +5,17 @@ is not every node that joins; other counts and examples of the same are told onl
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from netloom.api.cluster_facts import SUMMARY
 from netloom.api.meta import condition_of
 from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork, NodeCounts
 from netloom.api.verdict import Verdict
-from netloom.runtime.metrics import REGISTRY
+from netloom.runtime.metrics import REGISTRY, gauge
 from netloom.runtime.store import Store
 from netloom_reconcilers.conditions import Conditions, ConditionStatus
 
@@ -39,24 +40,17 @@ class Metrics(Collector):
         degraded = (
             "1 while anything is wrong in the cluster, as in the NetloomNetwork's condition Degraded, but at once."
         )
-        yield GaugeMetricFamily("netloom_degraded", degraded, value=float(not verdict.healthy))
-        problems = GaugeMetricFamily("netloom_problems", "What is wrong in the cluster.", labels=["kind", "reason"])
-        for kind, reason in sorted({(each.kind, each.reason) for each in verdict.problems}):
-            same = (each.count for each in verdict.problems if (each.kind, each.reason) == (kind, reason))
-            problems.add_metric([kind, reason], sum(same))
-        yield problems
+        yield gauge("netloom_degraded", degraded, float(not verdict.healthy))
+        problems: Counter[tuple[str, str]] = Counter()
+        for each in sorted(verdict.problems, key=lambda problem: (problem.kind, problem.reason)):
+            problems[each.kind, each.reason] += each.count
+        yield gauge("netloom_problems", "What is wrong in the cluster.", problems, "kind", "reason")
         totals = verdict.totals
-        nodes = GaugeMetricFamily(
-            "netloom_nodes", "Nodes of the cluster, by state; ready and waiting are part of total.", labels=["state"]
-        )
-        for state, count in {"total": totals.nodes, "ready": totals.ready, "waiting": totals.waiting}.items():
-            nodes.add_metric([state], count)
-        yield nodes
-        agents = GaugeMetricFamily("netloom_agents", "Agents, by whether they give signs of life.", labels=["state"])
-        states = {"alive": totals.agents_alive, "silent": totals.agents_silent, "never": totals.agents_never_seen}
-        for state, count in states.items():
-            agents.add_metric([state], count)
-        yield agents
+        nodes = {"total": totals.nodes, "ready": totals.ready, "waiting": totals.waiting}
+        text = "Nodes of the cluster, by state; ready and waiting are part of total."
+        yield gauge("netloom_nodes", text, nodes, "state")
+        agents = {"alive": totals.agents_alive, "silent": totals.agents_silent, "never": totals.agents_never_seen}
+        yield gauge("netloom_agents", "Agents, by whether they give signs of life.", agents, "state")
 
 
 METRICS = Metrics()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, POOLS, NetloomNetwork, NetloomNode
 from netloom.cidr import Address
@@ -20,6 +20,7 @@ from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Run
+from netloom.runtime.metrics import counter
 from netloom.runtime.store import Store
 from netloom_reconcilers.features import Caches
 from netloom_reconcilers.node.addresses.service import AddressService
@@ -218,7 +219,4 @@ class NodeFeature:
 
 def written_metric(name: str, text: str, report: Any) -> Metric:
     """A counter of the requests that a keeper wrote, by message."""
-    metric = CounterMetricFamily(name, text, labels=["message"])
-    for message, count in report.written.items():
-        metric.add_metric([message], count)
-    return metric
+    return counter(name, text, report.written, "message")

@@ -7,7 +7,7 @@ other reconciler: packets pass the forward hook whatever way they take.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from netloom.api.ipam_modes import mode_named, mode_of
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNetwork, NetloomNode, NetworkSpec, Routing
@@ -18,6 +18,7 @@ from netloom.kernel.forwarding.keeper import ForwardKeeper
 from netloom.kernel.forwarding.opening import ForwardingState
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.kernel.mesh.encapsulation import Encapsulation
+from netloom.runtime.metrics import counter, gauge
 from netloom_reconcilers.features.kernel import NftablesFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
 from netloom_reconcilers.node.known.peers import internal_ip, is_whole, pod_cidrs_of, pods_of, prefixes_of
@@ -104,20 +105,18 @@ class ForwardingFeature(NftablesFeature):
         """The forward hook's figures, read off the report."""
         report = self.keeper.report
         yield written_metric("netloom_forward_writes", "Requests written to the tables of iptables-nft.", report)
-        yield CounterMetricFamily(
+        yield counter(
             "netloom_forward_drift_repaired",
             "Times that somebody had removed or changed the chain NETLOOM-FORWARD, and it was put back.",
-            value=report.repaired,
+            report.repaired,
         )
-        blocked = GaugeMetricFamily(
+        yield gauge(
             "netloom_forward_blocked",
             "Packet filters of this node that drop packets of pods and are not opened; the agent's /status names each. "
             "sure=false: some may pass.",
-            labels=["sure"],
+            {str(sure).lower(): sum(each.sure is sure for each in report.blocked) for sure in (True, False)},
+            "sure",
         )
-        for sure in (True, False):
-            blocked.add_metric([str(sure).lower()], sum(each.sure is sure for each in report.blocked))
-        yield blocked
 
     async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
         """Our chains; a filter that cannot be read may hold one."""

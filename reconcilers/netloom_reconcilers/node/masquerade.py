@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import structlog
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetworkSpec
 from netloom.cidr import Cidr, addresses_in
@@ -16,6 +16,7 @@ from netloom.kernel.masquerade.keeper import MasqueradeKeeper
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading
 from netloom.kernel.mesh.connected_networks import connected_networks
 from netloom.kernel.netlink.sockets import AnswerLost
+from netloom.runtime.metrics import counter, gauge
 from netloom_reconcilers.features.kernel import NftablesFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
 from netloom_reconcilers.node.known.peers import pod_cidrs_of, pods_of, prefixes_of
@@ -91,18 +92,16 @@ class MasqueradeFeature(NftablesFeature):
         """The table's figures, read off its report."""
         report = self.keeper.report
         yield written_metric("netloom_nftables_writes", "Requests written to nftables.", report)
-        yield CounterMetricFamily(
+        yield counter(
             "netloom_nftables_drift_repaired",
             "Parts of the nftables table that somebody had changed and that were put back.",
-            value=report.repaired,
+            report.repaired,
         )
-        yield GaugeMetricFamily(
-            "netloom_nftables_elements", "Elements of the nftables sets, two for a CIDR.", value=report.elements
-        )
-        yield GaugeMetricFamily(
+        yield gauge("netloom_nftables_elements", "Elements of the nftables sets, two for a CIDR.", report.elements)
+        yield gauge(
             "netloom_masquerade_errors",
             "What keeps masquerading from being as desired; the agent's /status names each.",
-            value=len(self.errors()),
+            len(self.errors()),
         )
 
     async def _apply(self) -> float | None:

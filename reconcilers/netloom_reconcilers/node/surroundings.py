@@ -7,7 +7,7 @@ not. Peers are counted and walked over only when something calls for it, so thei
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from netloom.api.v1alpha1 import NetloomNode
 from netloom.cidr import is_address, parse_address
@@ -15,6 +15,7 @@ from netloom.kernel.surroundings.detours import Remote
 from netloom.kernel.surroundings.keeper import SurroundingsKeeper
 from netloom.kernel.surroundings.part import Surroundings
 from netloom.kernel.surroundings.tables import memory_of_machine
+from netloom.runtime.metrics import counter, gauge
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext
 from netloom_reconcilers.node import surroundings_findings as findings
@@ -93,24 +94,19 @@ class SurroundingsFeature(KernelFeature):
     def metrics(self) -> Iterable[Metric]:
         """The same."""
         found = self.keeper.report.found
-        yield GaugeMetricFamily(
-            "netloom_rule_detours", "Policy rules that lead packets of pods past their route.", value=len(found.detours)
+        yield gauge(
+            "netloom_rule_detours", "Policy rules that lead packets of pods past their route.", len(found.detours)
         )
-        needed = GaugeMetricFamily(
-            "netloom_neighbours_needed", "Neighbours that the node has or is to have, by family.", labels=["family"]
-        )
-        limit = GaugeMetricFamily("netloom_neighbours_limit", "gc_thresh3 of the kernel, by family.", labels=["family"])
-        refused = CounterMetricFamily(
-            "netloom_neighbours_refused", "Neighbours that the kernel had no room for, by family.", labels=["family"]
-        )
-        for table in found.tables.neighbours:
-            needed.add_metric([table.family], table.needed)
-            limit.add_metric([table.family], table.thresholds[2])
-            refused.add_metric([table.family], table.refused)
-        yield from (needed, limit, refused)
+        tables = {table.family: table for table in found.tables.neighbours}
+        needed = {family: table.needed for family, table in tables.items()}
+        limits = {family: table.thresholds[2] for family, table in tables.items()}
+        refused = {family: table.refused for family, table in tables.items()}
+        text = "Neighbours that the node has or is to have, by family."
+        yield gauge("netloom_neighbours_needed", text, needed, "family")
+        yield gauge("netloom_neighbours_limit", "gc_thresh3 of the kernel, by family.", limits, "family")
+        text = "Neighbours that the kernel had no room for, by family."
+        yield counter("netloom_neighbours_refused", text, refused, "family")
         if (tracked := found.tables.conntrack) is not None:
-            yield GaugeMetricFamily("netloom_conntrack_entries", "Tracked connections.", value=tracked.count)
-            yield GaugeMetricFamily("netloom_conntrack_limit", "How many there may be.", value=tracked.limit)
-            yield CounterMetricFamily(
-                "netloom_conntrack_dropped", "Packets that connection tracking dropped.", value=tracked.dropped
-            )
+            yield gauge("netloom_conntrack_entries", "Tracked connections.", tracked.count)
+            yield gauge("netloom_conntrack_limit", "How many there may be.", tracked.limit)
+            yield counter("netloom_conntrack_dropped", "Packets that connection tracking dropped.", tracked.dropped)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 import structlog
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from netloom.api.events import ObjectReference
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, Routing
@@ -22,6 +22,7 @@ from netloom.kernel.mesh.encapsulation import Encapsulation
 from netloom.kernel.mesh.keeper import Dataplane, Report
 from netloom.kernel.mesh.withheld import WithheldRoute
 from netloom.runtime.manager import Run
+from netloom.runtime.metrics import counter, gauge
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import NodeContext, Obstacle, written_metric
 from netloom_reconcilers.node.known.peers import pod_cidrs_of
@@ -161,28 +162,28 @@ class TunnelsFeature(KernelFeature):
         """The same, and what was written; it is the data path that counts."""
         report = self.keeper.report
         yield written_metric("netloom_netlink_writes", "Requests written to the kernel.", report)
-        yield CounterMetricFamily(
-            "netloom_drift_repaired", "Entries that somebody had changed and that were put back.", value=report.repaired
+        yield counter(
+            "netloom_drift_repaired", "Entries that somebody had changed and that were put back.", report.repaired
         )
-        yield GaugeMetricFamily("netloom_peers", "Remote nodes in the mesh.", value=report.peers)
-        yield GaugeMetricFamily(
+        yield gauge("netloom_peers", "Remote nodes in the mesh.", report.peers)
+        yield gauge(
             "netloom_retained_routes",
             "Routes of an earlier run that no known peer explains.",
-            value=self.keeper.retained,
+            self.keeper.retained,
         )
-        yield GaugeMetricFamily(
+        yield gauge(
             "netloom_withheld_routes",
             "Pod CIDRs that are not routed, as a route would cut this node off from what it needs itself.",
-            value=len(report.withheld),
+            len(report.withheld),
         )
-        yield GaugeMetricFamily(
-            "netloom_rival_routes", "Foreign routes that take packets to other nodes' pods.", value=len(report.rivals)
+        yield gauge(
+            "netloom_rival_routes", "Foreign routes that take packets to other nodes' pods.", len(report.rivals)
         )
-        yield GaugeMetricFamily("netloom_tunnel_mtu_bytes", "MTU inside the tunnels.", value=report.mtu)
-        yield GaugeMetricFamily(
+        yield gauge("netloom_tunnel_mtu_bytes", "MTU inside the tunnels.", report.mtu)
+        yield gauge(
             "netloom_dataplane_errors",
             "What keeps the node's data path from being as desired; the agent's /status names each.",
-            value=len(self.errors()) + len(self.context.own.errors()),
+            len(self.errors()) + len(self.context.own.errors()),
         )
 
     async def _apply(self) -> float | None:

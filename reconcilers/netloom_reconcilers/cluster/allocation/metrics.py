@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from prometheus_client import Counter, Gauge
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from netloom.cidr import Version
 from netloom.ipam.pool import Usage
-from netloom.runtime.metrics import REGISTRY
+from netloom.runtime.metrics import REGISTRY, gauge
+
+_STATES = ("used", "free", "reserved", "orphaned")
 
 
 class Blocks(Collector):
@@ -20,17 +22,14 @@ class Blocks(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """One sample per cluster CIDR and state."""
-        family = GaugeMetricFamily(
-            "netloom_ipam_blocks",
-            "Blocks of a cluster CIDR, by state: allocated, free, or reserved for Services, nodes or their networks.",
-            labels=["cidr", "mask", "state"],
-        )
+        states: dict[tuple[str, ...], float] = {}
         for usage in self.source():
-            labels = [str(usage.cidr), str(usage.mask)]
-            family.add_metric([*labels, "allocated"], usage.used)
-            family.add_metric([*labels, "reserved"], usage.reserved)
-            family.add_metric([*labels, "free"], usage.total - usage.used - usage.reserved)
-        yield family
+            labels = str(usage.cidr), str(usage.mask)
+            states[*labels, "allocated"] = usage.used
+            states[*labels, "reserved"] = usage.reserved
+            states[*labels, "free"] = usage.total - usage.used - usage.reserved
+        text = "Blocks of a cluster CIDR, by state: allocated, free, or reserved for Services, nodes or their networks."
+        yield gauge("netloom_ipam_blocks", text, states, "cidr", "mask", "state")
 
 
 class PoolSample(NamedTuple):
@@ -71,37 +70,24 @@ class PoolsCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """When somebody asks."""
-        nodes = GaugeMetricFamily(
-            "netloom_pool_nodes",
-            "Nodes that hold blocks of a pool, or need more than it has.",
-            labels=["pool", "state"],
-        )
-        of = ["pool", "family"]
-        blocks = GaugeMetricFamily(
-            "netloom_pool_blocks",
-            "Blocks of a pool, by state: used, free, reserved, or orphaned (held outside its present CIDRs).",
-            labels=[*of, "state"],
-        )
-        addresses = GaugeMetricFamily(
-            "netloom_pool_addresses", "Addresses that nodes hold of a pool, or need.", labels=[*of, "state"]
-        )
-        full = GaugeMetricFamily(
-            "netloom_pool_exhaustion_seconds",
-            "When a pool will be full, if nodes go on to take blocks as in the last hour; absent where they do not.",
-            labels=of,
-        )
+        nodes: dict[tuple[str, ...], float] = {}
+        blocks, addresses, full = nodes.copy(), nodes.copy(), nodes.copy()
         for pool, (holding, waiting, samples) in sorted(self._of.items()):
-            nodes.add_metric([pool, "holding"], holding)
-            nodes.add_metric([pool, "waiting"], waiting)
+            nodes |= {(pool, "holding"): holding, (pool, "waiting"): waiting}
             for each in samples:
-                labels = [pool, f"ipv{each.version}"]
-                for state in ("used", "free", "reserved", "orphaned"):
-                    blocks.add_metric([*labels, state], getattr(each, state))
-                addresses.add_metric([*labels, "held"], each.addresses)
-                addresses.add_metric([*labels, "needed"], each.needed)
-                if each.seconds is not None:
-                    full.add_metric(labels, each.seconds)
-        yield from (nodes, blocks, addresses, full)
+                labels = pool, f"ipv{each.version}"
+                blocks |= {(*labels, state): getattr(each, state) for state in _STATES}
+                addresses |= {(*labels, "held"): each.addresses, (*labels, "needed"): each.needed}
+                full |= {labels: each.seconds} if each.seconds is not None else {}
+        text = "Nodes that hold blocks of a pool, or need more than it has."
+        yield gauge("netloom_pool_nodes", text, nodes, "pool", "state")
+        of = "pool", "family"
+        text = "Blocks of a pool, by state: used, free, reserved, or orphaned (held outside its present CIDRs)."
+        yield gauge("netloom_pool_blocks", text, blocks, *of, "state")
+        text = "Addresses that nodes hold of a pool, or need."
+        yield gauge("netloom_pool_addresses", text, addresses, *of, "state")
+        text = "When a pool will be full, if nodes go on to take blocks as in the last hour; absent where they do not."
+        yield gauge("netloom_pool_exhaustion_seconds", text, full, *of)
 
 
 POOL_METRICS = PoolsCollector()

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import structlog
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from netloom.api.core import PODS
 from netloom.api.events import ObjectReference
@@ -17,6 +17,7 @@ from netloom.cidr import Cidr, Version, format_address
 from netloom.ipam.address_stock import NO_POOL
 from netloom.ipam.node_allocator import Owner, Shortage
 from netloom.runtime.manager import Run
+from netloom.runtime.metrics import counter, gauge
 from netloom_reconcilers.features.node import NodeContext, NodeFeature
 from netloom_reconcilers.node.addresses.service import NoAddress
 from netloom_reconcilers.node.addresses.wire import Why
@@ -177,26 +178,14 @@ class PoolsFeature(NodeFeature):
         reconciler = self._reconciler
         if reconciler is None or not self._following.is_on:
             return
-        asked = GaugeMetricFamily(
-            "netloom_node_addresses_requested",
-            "Addresses that this node asks of each NetloomIPPool, with those that it holds.",
-            labels=["pool", "family"],
-        )
-        for each in reconciler.step.requested:
-            asked.add_metric([each.pool, "ipv4"], each.needed.ipv4_addrs)
-            asked.add_metric([each.pool, "ipv6"], each.needed.ipv6_addrs)
-        yield asked
-        yield CounterMetricFamily(
-            "netloom_node_pool_writes",
-            "Writes of this node's NetloomNode about its pools.",
-            value=reconciler.writes,
-        )
-        refused = CounterMetricFamily(
-            "netloom_pods_without_pool", "Requests for addresses of pods for which there is no pool.", labels=["reason"]
-        )
-        for reason, often in self.refused.items():
-            refused.add_metric([reason], often)
-        yield refused
+        asked = {(each.pool, "ipv4"): each.needed.ipv4_addrs for each in reconciler.step.requested}
+        asked |= {(each.pool, "ipv6"): each.needed.ipv6_addrs for each in reconciler.step.requested}
+        text = "Addresses that this node asks of each NetloomIPPool, with those that it holds."
+        yield gauge("netloom_node_addresses_requested", text, asked, "pool", "family")
+        text = "Writes of this node's NetloomNode about its pools."
+        yield counter("netloom_node_pool_writes", text, reconciler.writes)
+        text = "Requests for addresses of pods for which there is no pool."
+        yield counter("netloom_pods_without_pool", text, self.refused, "reason")
 
 
 _MOST = 256

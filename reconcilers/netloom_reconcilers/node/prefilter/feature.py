@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from netloom.api.v1alpha1 import PREFILTERS, NetloomNode, NetloomPrefilter, NodePrefilter
 from netloom.cidr import Address, Cidr, addresses_in
@@ -28,6 +28,7 @@ from netloom.prefilter.withheld import Lifeline, lifelines_of
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, ConfigError
 from netloom.runtime.manager import Run
+from netloom.runtime.metrics import counter, gauge
 from netloom_reconcilers.features.node import NodeContext, NodeFeature
 from netloom_reconcilers.node.known.peers import pods_of
 from netloom_reconcilers.node.mesh.api_addresses import ApiAddresses
@@ -39,6 +40,7 @@ from netloom_reconcilers.node.prefilter.selection import Machine, Together, mach
 from netloom_reconcilers.node.prefilter.telling import Told
 
 _KEY = "prefilter"
+_MODES = ("native", "generic", "")
 _INLINE_DENY, _INLINE_ALLOW = "spec.denyCIDRs", "spec.allowCIDRs"
 
 
@@ -171,38 +173,26 @@ class PrefilterFeature(NodeFeature):
         status = self.status()
         if status is None or not status.filters:
             return
-        packets = CounterMetricFamily(
-            "netloom_prefilter_dropped_packets", "Packets dropped at the devices' hook.", labels=["prefilter"]
-        )
-        sizes = CounterMetricFamily(
-            "netloom_prefilter_dropped_bytes", "Bytes of packets dropped at the devices' hook.", labels=["prefilter"]
-        )
-        entries = GaugeMetricFamily(
-            "netloom_prefilter_entries", "Entries that are active.", labels=["prefilter", "family"]
-        )
-        odd = GaugeMetricFamily(
-            "netloom_prefilter_left_out",
-            "Entries that are not active: withheld, as they would cut off this node; bad, lines that are no CIDR.",
-            labels=["prefilter", "why"],
-        )
-        for each in status.filters:
-            packets.add_metric([each.name], each.packets)
-            sizes.add_metric([each.name], each.bytes)
-            entries.add_metric([each.name, "ipv4"], each.ipv4_entries)
-            entries.add_metric([each.name, "ipv6"], each.ipv6_entries)
-            odd.add_metric([each.name, "withheld"], each.withheld)
-            odd.add_metric([each.name, "bad"], each.bad_lines)
-        devices = GaugeMetricFamily("netloom_prefilter_devices", "Devices, by mode; none: not there.", labels=["mode"])
-        for mode in ("native", "generic", ""):
-            devices.add_metric([mode or "none"], sum(each.mode == mode for each in status.devices))
-        yield from (packets, sizes, entries, odd, devices)
+        filters = status.filters
+        packets, sizes = {each.name: each.packets for each in filters}, {each.name: each.bytes for each in filters}
+        entries = {(each.name, "ipv4"): each.ipv4_entries for each in filters}
+        entries |= {(each.name, "ipv6"): each.ipv6_entries for each in filters}
+        left_out = {(each.name, "withheld"): each.withheld for each in filters}
+        left_out |= {(each.name, "bad"): each.bad_lines for each in filters}
+        modes = {mode or "none": sum(each.mode == mode for each in status.devices) for mode in _MODES}
+        text = "Packets dropped at the devices' hook."
+        yield counter("netloom_prefilter_dropped_packets", text, packets, "prefilter")
+        yield counter("netloom_prefilter_dropped_bytes", f"Bytes of {text.lower()}", sizes, "prefilter")
+        yield gauge("netloom_prefilter_entries", "Entries that are active.", entries, "prefilter", "family")
+        text = "Entries that are not active: withheld, as they would cut off this node; bad, lines that are no CIDR."
+        yield gauge("netloom_prefilter_left_out", text, left_out, "prefilter", "why")
+        yield gauge("netloom_prefilter_devices", "Devices, by mode; none: not there.", modes, "mode")
         with suppress(OSError):  # the kernel's side says what is wrong
-            yield CounterMetricFamily(
-                "netloom_prefilter_overtagged_packets",
+            text = (
                 "Frames dropped at the devices' hook, whatever prefilters say: they have more VLAN tags than any "
-                "network's, and would get past the filter to what it protects.",
-                value=self.keeper.overtagged().packets,
+                "network's, and would get past the filter to what it protects."
             )
+            yield counter("netloom_prefilter_overtagged_packets", text, self.keeper.overtagged().packets)
 
     # ------------------------------------------------------------------------------------------------ what is known
 
