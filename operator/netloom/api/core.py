@@ -147,6 +147,21 @@ class Pod(Struct, frozen=True):
     spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
 
+    @property
+    def name(self) -> str:
+        """`namespace/name`."""
+        return f"{self.metadata.namespace}/{self.metadata.name}"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, and what it had is free."""
+        return self.status.phase in ("Succeeded", "Failed")
+
+    @property
+    def is_on_network(self) -> bool:
+        """Whether it has addresses of its own, or is to get some."""
+        return not self.spec.host_network and not self.is_over
+
 
 STATIC = ("kubernetes.io/config.mirror", "kubernetes.io/config.hash")
 """Annotations of pods that a kubelet has of a file, with the uid by which it and its runtime know them: the API server

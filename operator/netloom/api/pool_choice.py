@@ -87,7 +87,7 @@ def names_all(meta: ObjectMeta) -> bool:
 
 def choose(pod: Pod, namespace: Namespace | None, pools: Pools, rules: MultiPool) -> PoolChoice | Problem:
     """Of a pod in a namespace; None: its annotations name all (`names_all`), or nothing is known of its namespace."""
-    about = f"Pod {pod.metadata.namespace}/{pod.metadata.name}"
+    about = f"Pod {pod.name}"
     return _whole(
         pools, rules, (_of_pod(version, about, pod, namespace, pools, rules) for version in _asked(pools, rules))
     )

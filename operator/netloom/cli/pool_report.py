@@ -80,7 +80,9 @@ def pool_of(obj: NetloomIPPool) -> PoolReport:
         waiting=obj.status.waiting,
         full_at=obj.status.full_at,
         families=tuple(
-            FamilyReport(family=name, cidrs=of.cidrs, mask_size=of.mask_size, **_counts(status or PoolUsage()))
+            FamilyReport(
+                family=name, cidrs=of.cidrs, mask_size=of.mask_size, **msgspec.structs.asdict(status or PoolUsage())
+            )
             for name, of, status in both
             if of
         ),
@@ -108,10 +110,6 @@ async def _list(kubeconfig: str | None, context: str | None, *kinds: Any) -> lis
             return [tuple((await api.list(kind)).objects) for kind in kinds]
         except ApiError as error:
             raise UserError(f"the objects cannot be read: {error}") from error
-
-
-def _counts(usage: PoolUsage) -> dict[str, int]:
-    return {name: getattr(usage, name) for name in usage.__struct_fields__}
 
 
 def table(found: Sequence[PoolReport]) -> Iterator[str]:

@@ -155,7 +155,7 @@ def _report(
         network=None if network is None else _facts(network),
         agent=agent.said,
         notes=(*told, *notes),
-        **{field: getattr(verdict, field) for field in verdict.__struct_fields__},
+        **msgspec.structs.asdict(verdict),
     )
 
 

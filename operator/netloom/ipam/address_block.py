@@ -20,7 +20,7 @@ def withheld(cidr: Cidr, *, gateway: bool, whole: bool, taken: Collection[Addres
     block of one or two addresses has neither. gateway: the second one is withheld, too. whole: the first and the last
     are not. taken: what the node has itself, of which those inside are never given.
     """
-    mine = {int.from_bytes(each, "big") for each in taken if cidr.contains(Cidr.of(each))}
+    mine = {int.from_bytes(each, "big") for each in taken if cidr.holds(each)}
     if cidr.length < WIDTH[cidr.version] - 1:
         mine |= set() if whole else {cidr.base, cidr.last}
         mine |= {cidr.base + 1} if gateway else set()

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from netloom.api.v1alpha1 import PoolAddress
-from netloom.cidr import VERSIONS, WIDTH, Address, Cidr, Version
+from netloom.cidr import VERSIONS, WIDTH, Address, Cidr, Version, version_of
+from netloom.cidr.interval_set import outermost
 from netloom.ipam.address_block import AddressBlock, withheld
 
 NO_POOL = ""
@@ -62,7 +63,8 @@ class AddressStock:
         before, self.supply, self._blocks, self._of_pool = self._blocks, supply, {}, {}
         fresh: list[AddressBlock] = []
         wanted = {cidr: pool for pool, cidrs in supply.blocks.items() for cidr in cidrs}
-        self.overlapping = tuple(_inside_others(wanted))
+        outer = set(outermost(sorted(wanted)))
+        self.overlapping = tuple(cidr for cidr in sorted(wanted) if cidr not in outer)
         for pool, cidrs in supply.blocks.items():
             for cidr in dict.fromkeys(cidrs):
                 if wanted[cidr] != pool or cidr in self.overlapping:
@@ -97,7 +99,7 @@ class AddressStock:
 
     def block_of(self, address: Address) -> AddressBlock | None:
         """The block that it is of."""
-        version: Version = 4 if len(address) == 4 else 6
+        version = version_of(address)
         number = int.from_bytes(address, "big")
         for each, length in self._lengths:
             if each == version:
@@ -231,13 +233,3 @@ class AddressStock:
 
 def _is_busy(block: AddressBlock, now: float, rest: float) -> bool:
     return bool(block.used) or block.resting(now, rest) > 0
-
-
-def _inside_others(cidrs: Iterable[Cidr]) -> Iterator[Cidr]:
-    """Those that another one contains."""
-    widest: Cidr | None = None
-    for cidr in sorted(cidrs):
-        if widest is not None and widest.contains(cidr):
-            yield cidr
-        else:
-            widest = cidr

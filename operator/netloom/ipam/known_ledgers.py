@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from netloom.cidr import VERSIONS, WIDTH, Address, Cidr, Version
+from netloom.cidr import VERSIONS, WIDTH, Address, Cidr, Version, version_of
 from netloom.cidr.interval_set import IntervalSet
 from netloom.ipam.ledger import Entry, Ledger, LedgerError, Mark
 from netloom.ipam.ledger_range import LEDGER_RANGE_LENGTH, MOST_ENTRIES, ledger_name, ledger_range_of
@@ -100,7 +100,7 @@ class KnownLedgers(dict[str, KnownLedger]):
 
     def around(self, address: Address) -> KnownLedger | None:
         """The ledger that answers for an address, if it was ever heard of."""
-        version: Version = 4 if len(address) == 4 else 6
+        version = version_of(address)
         return self._by_prefix.get((version, int.from_bytes(address, "big") >> _SHIFT[version]))
 
 

@@ -84,17 +84,13 @@ async def _cleaner(api: Api, options: UninstallOptions) -> Cleaner:
 
 def in_use(pods: list[Pod]) -> str:
     """Who has the network, and what becomes of them."""
-    users = [
-        each
-        for each in pods
-        if each.spec.node_name and not each.spec.host_network and each.status.phase not in ("Succeeded", "Failed")
-    ]
+    users = [each for each in pods if each.spec.node_name and each.is_on_network]
     if not users:
         return "no pod has addresses of the pod network."
-    names = [f"{each.metadata.namespace}/{each.metadata.name}" for each in users]
+    names = some([each.name for each in users])
     count = "1 pod has" if len(users) == 1 else f"{len(users)} pods have"
     return (
-        f"{count} addresses of the pod network ({some(names)}), and LOSE THE NETWORK NOW. They run "
+        f"{count} addresses of the pod network ({names}), and LOSE THE NETWORK NOW. They run "
         "on without one; make them anew when another CNI is there. Until then their deletion waits for it, too, as "
         "container runtimes do not take a pod down without a CNI."
     )

@@ -18,7 +18,7 @@ from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork
 from netloom.api.validation import validate_network
 from netloom.api.validation.network import cluster_cidrs
 from netloom.api.words import SHOWN, in_use
-from netloom.cidr import Cidr, format_address, is_address, parse_address
+from netloom.cidr import Cidr, addresses_in, format_address, parse_address
 from netloom.ipam import settings as ipam_settings
 from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.pool import Exhausted
@@ -187,7 +187,7 @@ class NetworkReconciler(Member):
         """The addresses by which others send to the node."""
         obj = self._netloom_nodes.get(name)
         texts = [each.ip for each in obj.spec.addresses if each.type == "InternalIP"] if obj is not None else ()
-        return {Cidr.of(parse_address(text)) for text in texts if is_address(text)}
+        return set(map(Cidr.of, addresses_in(texts)))
 
     def _odd(self, held: list[tuple[str, Cidr]]) -> list[Problem]:
         """Addresses of Nodes that are not accepted, by Node; who waits for one is told of elsewhere."""

@@ -23,7 +23,7 @@ from netloom.api.events import ObjectReference
 from netloom.api.ipam_modes import mode_named
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, NetloomNetwork, NetloomNode, PoolAddress
 from netloom.api.words import some
-from netloom.cidr import Address, format_address, is_address, parse_address
+from netloom.cidr import Address, addresses_in, format_address, is_address, parse_address
 from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
 from netloom.runtime.events import EventRecorder
@@ -177,7 +177,7 @@ class OutsideSupply:
         node = self.nodes.get(self.node_name)
         if node is None or not (node.status.ipam.mode or self._mode):
             return []
-        known = {parse_address(text) for text in node.spec.ipam.pool if is_address(text)}
+        known = set(addresses_in(node.spec.ipam.pool))
         return sorted(address for address in self.used() or () if address not in known)
 
     def _wrong(self, node: NetloomNode) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client.core import Metric
 
 from netloom.api.v1alpha1 import NetloomNode
-from netloom.cidr import is_address, parse_address
+from netloom.cidr import addresses_in
 from netloom.kernel.surroundings.detours import Remote
 from netloom.kernel.surroundings.keeper import SurroundingsKeeper
 from netloom.kernel.surroundings.part import Surroundings
@@ -75,7 +75,7 @@ class SurroundingsFeature(KernelFeature):
             node = self._nodes.get(name)
             if node is None or name == self._node_name:
                 continue
-            addresses = tuple(parse_address(each.ip) for each in node.spec.addresses if is_address(each.ip))
+            addresses = tuple(addresses_in(each.ip for each in node.spec.addresses))
             for cidr in pod_cidrs_of(node)[0]:
                 yield Remote(name, cidr, addresses)
 

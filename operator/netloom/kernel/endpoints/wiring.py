@@ -68,7 +68,8 @@ def check(endpoint: Endpoint) -> None:
     if not CONTAINER.fullmatch(endpoint.container) or len(endpoint.container) > MOST_CONTAINER:
         why = f"1 to {MOST_CONTAINER} letters, digits, dots, dashes and underscores"
         raise _failed("invalid", endpoint, f"{endpoint.container!r} is no container id: {why}")
-    if not _INTERFACE.fullmatch(endpoint.interface) or endpoint.interface in (".", "..") or _long(endpoint.interface):
+    too_long = len(endpoint.interface.encode()) > 15
+    if not _INTERFACE.fullmatch(endpoint.interface) or endpoint.interface in (".", "..") or too_long:
         why = "1 to 15 bytes without blanks, '/', ':' and '%'"
         raise _failed("invalid", endpoint, f"{endpoint.interface!r} cannot be the name of a device: {why}")
     families = [len(address) for address in endpoint.addresses]
@@ -81,10 +82,6 @@ def check(endpoint: Endpoint) -> None:
     if endpoint.mtu and not least <= endpoint.mtu <= MOST_MTU:
         why = f"from {least}{' (IPv6)' if 16 in families else ''} to {MOST_MTU}"
         raise _failed("invalid", endpoint, f"an MTU of {endpoint.mtu} is out of range: {why}; see spec.mtu")
-
-
-def _long(interface: str) -> bool:
-    return len(interface.encode()) > 15
 
 
 # ------------------------------------------------------------------------------------------------------- one ADD

@@ -42,18 +42,14 @@ def moved_away(commands: CommandSocket, encapsulation: Encapsulation) -> list[Mo
     found = []
     for netns in read_all(commands, encode(NamespaceIdMessage, wire.RTM_GETNSID, 0, {}), _read_id):
         with suppress(RefusedError):  # not allowed, or no longer there
-            there = dump_links(if_netnsid=netns)
-            links = [link for link in read_all(commands, there, read_link) if _is_like(link, encapsulation)]
+            there = read_all(commands, dump_links(if_netnsid=netns), read_link)
+            links = [each for each in there if (each.kind, each.port) == (encapsulation.protocol, encapsulation.port)]
             here = _id_of_this(commands) if links else None
             for link in links if netns != here else ():
                 bare = link.kind == "geneve" and not _has_addresses(commands, netns, link)
                 if bare if link.made_in < 0 else link.made_in == here:
                     found.append(Moved(netns, link))
     return found
-
-
-def _is_like(link: Link, encapsulation: Encapsulation) -> bool:
-    return link.kind == encapsulation.protocol and link.port == encapsulation.port
 
 
 def _has_addresses(commands: CommandSocket, netns: int, link: Link) -> bool:

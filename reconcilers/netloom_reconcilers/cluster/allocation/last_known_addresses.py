@@ -17,7 +17,7 @@ from netloom.api.core import Node
 from netloom.api.odd_addresses import is_usable
 from netloom.api.v1alpha1 import CONTESTED, NETLOOM_NODES, Address, NetloomNode
 from netloom.cidr import Address as Packed
-from netloom.cidr import Cidr, format_address, is_address, parse_address
+from netloom.cidr import Cidr, addresses_in, format_address, parse_address
 from netloom.runtime.store import Unsubscribe
 from netloom_reconcilers.cluster.allocation.address_claims import AddressClaims, Choice, Claim
 from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member, NodesAffected
@@ -238,13 +238,11 @@ class LastKnownAddresses(Member):
         found, since = self._accepted(node, obj), node.metadata.creation_timestamp
         if obj is None:
             return Claim(found.internal, _unready(node), since)
-        absent = frozenset[Packed]()
-        if obj.status.absent_addresses:
-            absent = frozenset(parse_address(each) for each in obj.status.absent_addresses if is_address(each))
+        absent = frozenset(addresses_in(obj.status.absent_addresses))
         current = found.internal
         if obj.spec.addresses != found.addresses or len(current) > 1:
             firsts = {_family(each): each.ip for each in reversed(obj.spec.addresses) if each.type == _INTERNAL}
-            current = tuple(parse_address(each) for each in firsts.values() if is_address(each))
+            current = tuple(addresses_in(firsts.values()))
         return Claim(found.internal, _unready(node), since, absent, current)
 
 

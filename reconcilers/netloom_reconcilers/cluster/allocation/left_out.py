@@ -15,6 +15,7 @@ from netloom.api.meta import LabelSelector
 from netloom.api.participation import takes_part, why_not
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork
+from netloom.api.words import some
 from netloom.cidr import Cidr, single
 from netloom.runtime.errors import Forbidden, NotFound
 from netloom.runtime.store import Unsubscribe
@@ -91,11 +92,10 @@ class LeftOut(Member):
         found = []
         if self.staying:
             names = sorted(self.staying)
-            shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
             keep = "1 Node is left out of Netloom and keeps its"
             if names[1:]:
                 keep = f"{len(names)} Nodes are left out of Netloom and keep their"
-            message = f"{keep} pod CIDRs ({shown}). Of {names[0]}: {self.staying[names[0]]}."
+            message = f"{keep} pod CIDRs ({some(names, _SHOWN)}). Of {names[0]}: {self.staying[names[0]]}."
             way_out = (
                 "Drain such a node, and keep off it the pods that a drain leaves there (DaemonSets'), and its CIDR "
                 "comes back; or remove what leaves it out, and it takes part again."
@@ -134,15 +134,12 @@ def _living(pods: Collection[Pod], cidrs: Collection[Cidr]) -> str:
     """Which pods have addresses of these CIDRs, or will get some; "" if none does."""
     names = []
     for pod in pods:
-        if pod.spec.host_network or pod.status.phase in ("Succeeded", "Failed"):
+        if not pod.is_on_network:
             continue
         addresses = [address for each in pod.status.pod_ips if (address := Cidr.masked(single(each.ip))) is not None]
         if not addresses or any(cidr.contains(address) for address in addresses for cidr in cidrs):
-            names.append(f"{pod.metadata.namespace}/{pod.metadata.name}")
+            names.append(pod.name)
     if not names:
         return ""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     count = "a pod lives" if len(names) == 1 else f"{len(names)} pods live"
-    first = sorted(cidrs)[:_SHOWN]
-    where = ", ".join(map(str, first)) + (f" and {len(cidrs) - len(first)} more" if len(cidrs) > len(first) else "")
-    return f"{count} in {where} ({', '.join(sorted(names)[:_SHOWN])}{more})"
+    return f"{count} in {some(sorted(cidrs), _SHOWN)} ({some(sorted(names), _SHOWN)})"

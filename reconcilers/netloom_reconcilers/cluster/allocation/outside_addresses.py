@@ -12,7 +12,7 @@ from netloom.api.ipam_modes import IpamMode
 from netloom.api.odd_addresses import is_usable
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomNode
-from netloom.cidr import Address, Cidr, format_address, is_address, parse_address
+from netloom.cidr import Address, Cidr, addresses_in, format_address, is_address, parse_address
 from netloom.runtime.store import Unsubscribe
 from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member, NodesAffected
 from netloom_reconcilers.cluster.allocation.lock import LockError, ModeLock
@@ -47,7 +47,7 @@ class OutsideAddresses(Member):
 
     def note(self, name: str, obj: NetloomNode | None) -> None:
         """What the NetloomNode says now; others that hold the same address have to be looked at again."""
-        held = () if obj is None else _parsed(text for each in addresses(obj.spec.ipam) for text in each.texts)
+        held = () if obj is None else addresses_in(text for each in addresses(obj.spec.ipam) for text in each.texts)
         others = self._allocator.singles.hold(name, held, in_use=obj is not None and is_in_use(obj))
         if others:
             self._publish(NodesAffected(others))
@@ -144,10 +144,6 @@ class OutsideAddresses(Member):
         }
         if holders:
             self._publish(NodesAffected(holders))
-
-
-def _parsed(texts: Iterable[str]) -> list[Address]:
-    return [parse_address(text) for text in texts if is_address(text)]
 
 
 def _more(found: Collection[object]) -> str:

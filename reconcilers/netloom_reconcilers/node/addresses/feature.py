@@ -15,7 +15,7 @@ import structlog
 from prometheus_client.core import Metric
 
 from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode, NodeIPAM
-from netloom.cidr import Address, Cidr, Version, is_address, parse_address
+from netloom.cidr import Address, Cidr, Version, addresses_in
 from netloom.ipam.address_stock import Supply
 from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage
 from netloom.kernel.keeper.report import Failure, PlannedChange
@@ -211,12 +211,9 @@ class AddressesFeature(NodeFeature):
             if alone(address) is None
         }
 
-    def _is_anyone_seen(self) -> bool:
-        return any(running.is_seen(owner) for owner, _ in self.allocator.held())
-
     def _is_to_look_again(self) -> bool:
         """While somebody is known by sight alone, or not all could be looked at."""
-        return self._is_anyone_seen() or bool(self._unseen)
+        return bool(self._unseen) or any(running.is_seen(owner) for owner, _ in self.allocator.held())
 
     def _is_to_look(self) -> bool:
         """When the agent begins, and again. (And when a CIDR comes back that was kept meanwhile. What the operator
@@ -248,7 +245,7 @@ class AddressesFeature(NodeFeature):
     def _take_in(self, pods: Pods) -> None:
         routed, node = self._kernel.routed, self.context.nodes.get(self.context.node_name)
         singles = set(self._provision.supply.singles) if self._provision else set()
-        singles |= {parse_address(text) for text in (node.status.ipam.used if node else ()) if is_address(text)}
+        singles |= set(addresses_in(node.status.ipam.used if node else ()))
         mine = self.allocator.block
         merged = running.merge(
             self.allocator, pods.found, routed, lambda each: mine(each) is not None or each in singles

@@ -52,11 +52,9 @@ def addresses_of(pods: Iterable[Pod]) -> dict[Address, str]:
     """Of those that have addresses of their own, and are not over."""
     found: dict[Address, str] = {}
     for pod in pods:
-        if pod.spec.host_network or pod.status.phase in ("Succeeded", "Failed"):
-            continue
-        for each in pod.status.pod_ips:
+        for each in pod.status.pod_ips if pod.is_on_network else ():
             try:
-                found[parse_address(each.ip)] = f"{pod.metadata.namespace}/{pod.metadata.name}"
+                found[parse_address(each.ip)] = pod.name
             except CidrError as error:
                 log.warning("what a pod has for an address is none", pod=pod.metadata.name, error=str(error))
     return found

@@ -42,7 +42,11 @@ def provision(node: NetloomNode, pool: Pool, taken: Collection[Address] = ()) ->
         singles=singles,
         closed=frozenset(each for each, known in pools.items() if known.spec.draining),
         whole=frozenset(each for each, known in pools.items() if known.spec.allow_first_last_ips),
-        taken=frozenset(each for each in taken if _is_inside(each, found, singles)),
+        taken=frozenset(
+            each
+            for each in taken
+            if each in singles or any(cidr.holds(each) for cidrs in found.values() for cidr in cidrs)
+        ),
     )
     return Provision(supply, tuple(problems))
 
@@ -72,11 +76,6 @@ def _usable(text: str, where: str, problems: list[str]) -> Cidr | None:
     except CidrError as error:
         problems.append(f"NetloomNode {where}: {error}; no address of it is given.")
         return None
-
-
-def _is_inside(address: Address, held: dict[str, tuple[Cidr, ...]], singles: Collection[Address]) -> bool:
-    each = Cidr.of(address)
-    return address in singles or any(cidr.contains(each) for cidrs in held.values() for cidr in cidrs)
 
 
 def shorts(versions: Collection[Version]) -> Iterator[str]:

@@ -67,7 +67,7 @@ class ForeignPods:
             return False
         ours = self._ours() or ours  # of those that came meanwhile
         suspects = {pod.metadata.uid: pod for pod in pods.objects if _is_strange(pod, ours)}
-        found = tuple(sorted(_name(pod) for uid, pod in suspects.items() if uid in self._suspects))
+        found = tuple(sorted(pod.name for uid, pod in suspects.items() if uid in self._suspects))
         self._suspects = frozenset(suspects)
         if found != self.found:
             self.found = found
@@ -92,7 +92,3 @@ def _is_strange(pod: Pod, ours: Collection[Address]) -> bool:
     shown = addresses_of([pod])
     is_staying = pod.status.phase == "Running" and not pod.metadata.deletion_timestamp
     return is_staying and bool(shown) and not any(address in ours for address in shown)
-
-
-def _name(pod: Pod) -> str:
-    return f"{pod.metadata.namespace}/{pod.metadata.name}"

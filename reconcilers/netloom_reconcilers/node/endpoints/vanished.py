@@ -83,7 +83,7 @@ class Vanished:
             return False
         uid = self._attachments.uid_of((endpoint.container, endpoint.interface))
         is_another = pod.spec.node_name != self._node or not has_uid(pod, uid)
-        is_over = is_another or pod.status.phase in ("Succeeded", "Failed") or _moved(pod, endpoint)
+        is_over = is_another or pod.is_over or _moved(pod, endpoint)
         if not is_over and pod.status.phase == "Running" and endpoint.device not in self._told_of:
             self._told_of.add(endpoint.device)
             self._told(pod, endpoint)

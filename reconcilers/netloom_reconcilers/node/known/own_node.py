@@ -78,7 +78,11 @@ class OwnNode:
             said, unreadable = prefixes_of("", ("", block_texts(node.spec.ipam))) if node is not None else ((), ())
             if node is None or unreadable:
                 return None
-            lost = [each for each in prefixes_of("", ("", self._known.pod_cidrs))[0] if not _covered(each, said)]
+            lost = [
+                each
+                for each in prefixes_of("", ("", self._known.pod_cidrs))[0]
+                if not any(mine.contains(each) for mine in said)
+            ]
             kept = await self._lived_in(lost, all_of_them=not said) if lost else {}
             self._tell(kept)
             address = internal_ip(node)
@@ -204,7 +208,3 @@ def with_blocks(ipam: NodeIPAM, texts: Collection[str]) -> NodeIPAM:
     beside = PoolAllocation(pool=NO_POOL, cidrs=tuple(texts))
     pools = msgspec.structs.replace(ipam.pools, allocated=(*ipam.pools.allocated, beside))
     return msgspec.structs.replace(ipam, pools=pools)
-
-
-def _covered(prefix: Cidr, by: Collection[Cidr]) -> bool:
-    return any(each.contains(prefix) for each in by)

@@ -14,7 +14,7 @@ import structlog
 from netloom.api.holdings import blocks
 from netloom.api.ipam_modes import mode_named
 from netloom.api.v1alpha1 import CONTESTED, NetloomNode
-from netloom.cidr import Cidr, is_address, parse_address
+from netloom.cidr import Cidr, addresses_in
 from netloom.runtime.store import Store, Subscriber
 
 log = structlog.get_logger(__name__)
@@ -173,7 +173,7 @@ def field_of(node: NetloomNode, cidr: Cidr) -> str:
 @lru_cache(maxsize=2)
 def _parsed(texts: tuple[str, ...]) -> tuple[Cidr, ...]:
     """Of this node alone, and asked whenever any node changes: 4,000 take 15 ms."""
-    return tuple(Cidr.of(parse_address(text)) for text in texts if is_address(text))
+    return tuple(map(Cidr.of, addresses_in(texts)))
 
 
 def _lost(node: NetloomNode) -> str:

@@ -12,7 +12,7 @@ from netloom.api.core import PODS
 from netloom.api.events import ObjectReference
 from netloom.api.holdings import held_cidrs
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NETWORK_NAME, NetloomNode
+from netloom.api.v1alpha1 import NETWORK_NAME
 from netloom.cidr import Cidr, Version, format_address
 from netloom.ipam.address_stock import NO_POOL
 from netloom.ipam.node_allocator import Owner, Shortage
@@ -145,7 +145,8 @@ class PoolsFeature(NodeFeature):
         """Another node whose object holds addresses of a CIDR; asked only when a block of this one is missing."""
         for name in self.context.nodes:
             node = self.context.nodes.get(name)
-            if name != self.context.node_name and node is not None and _overlaps(node, cidr):
+            theirs = held_cidrs(node.spec.ipam) if name != self.context.node_name and node is not None else ()
+            if any(map(cidr.overlaps, theirs)):
                 return name
         return ""
 
@@ -189,7 +190,3 @@ class PoolsFeature(NodeFeature):
 
 
 _MOST = 256
-
-
-def _overlaps(node: NetloomNode, cidr: Cidr) -> bool:
-    return any(each.overlaps(cidr) for each in held_cidrs(node.spec.ipam))

@@ -5,7 +5,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from netloom.api.meta import READY, condition_of
 from netloom.api.v1alpha1 import NetloomIPPool, NetloomNode
 from netloom.api.words import some
-from netloom.cidr import Cidr, Version, is_address, parse_address
+from netloom.cidr import Version, addresses_in
 from netloom.ipam.node_allocator import Shortage
 from netloom.ipam.pool_demand import MOST_ADDRESSES
 from netloom_reconcilers.node.pools.blocks import Allocated, held
@@ -42,9 +42,9 @@ def shortage(node: NetloomNode, pool: NetloomIPPool | None, owner: str, short: S
 
 def pools_of(node: NetloomNode, addresses: Iterable[str]) -> set[str]:
     """The pools of a node that addresses are of."""
-    singles = [Cidr.of(parse_address(each)) for each in addresses if is_address(each)]
+    singles = addresses_in(addresses)
     blocks = held(node.spec.ipam).items()
-    return {pool for pool, cidrs in blocks for cidr in cidrs if any(cidr.contains(each) for each in singles)}
+    return {pool for pool, cidrs in blocks for cidr in cidrs if any(map(cidr.holds, singles))}
 
 
 def capped(node: str, asked: Mapping[tuple[str, Version], int]) -> Iterator[str]:

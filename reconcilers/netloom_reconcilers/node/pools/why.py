@@ -35,7 +35,7 @@ class PodFacts(NamedTuple):
 def why(known: PodFacts) -> Why:
     """As sentences."""
     pod, choice = known.pod, known.choice
-    name = f"{pod.metadata.namespace}/{pod.metadata.name}"
+    name = pod.name
     answer = Why(
         name=name,
         node=pod.spec.node_name,
@@ -47,7 +47,7 @@ def why(known: PodFacts) -> Why:
         return msgspec.structs.replace(
             answer, choices=(), note="It uses its node's network, and has no address of its own."
         )
-    if pod.status.phase in ("Succeeded", "Failed"):
+    if pod.is_over:
         return msgspec.structs.replace(answer, note="It has ended, and what it had is free.")
     if known.given:
         note = "The pool that it would get now is said; what it has, it was given before." if _differs(known) else ""
