@@ -11,7 +11,7 @@ from tests.kernel.nft import ruleset
 
 UNPRIVILEGED = """
 from netloom.kernel.netlink import expressions, nftables
-from netloom.kernel.netlink.nftables import WHOLE
+from netloom.kernel.netlink.nftables_socket import WHOLE
 from netloom.kernel.netlink.nftables_socket import NftablesSocket
 
 socket = NftablesSocket()

@@ -8,7 +8,7 @@ and 90 (`make bench-codec`), and it loses the flag that marks the end of an inte
 Numbers are from linux/netfilter/{nf_tables,nfnetlink}.h.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, TypeVar
 
@@ -24,14 +24,12 @@ from netloom.kernel.netlink.wire import (
     REQUEST,
     attribute,
     attributes,
-    numbered,
     text,
 )
 
 S = TypeVar("S")
 
 SUBSYSTEM = 10 << 8
-BATCH_BEGIN, BATCH_END = 0x10, 0x11
 NEWTABLE, GETTABLE, DELTABLE = 0, 1, 2
 NEWCHAIN, GETCHAIN, DELCHAIN = 3, 4, 5
 NEWRULE, GETRULE, DELRULE = 6, 7, 8
@@ -60,9 +58,6 @@ PAIR_TYPES = {4 + size: KEY_TYPES[4] << 6 | kind for size, kind in KEY_TYPES.ite
 START, END = b"\1", b"\0"
 """Last byte of an element's key, behind its address: whether an interval starts or ends there. END sorts first: where
 one ends and the next begins, both are at the same address."""
-
-WHOLE = 0xFFFF_FFFF
-"""Sequence number of what the kernel says about a transaction as a whole, and not about one of its requests."""
 
 
 def as_kinds(layout: Any, **kinds: str) -> tuple[tuple[str, str], ...]:
@@ -114,15 +109,6 @@ def comment(value: str) -> bytes:
     """Userdata that `nft` prints as a rule's comment (libnftnl's NFTNL_UDATA_RULE_COMMENT, type 0)."""
     data = value.encode() + b"\0"
     return bytes([0, len(data)]) + data
-
-
-def frame(messages: Sequence[bytes]) -> tuple[bytes, list[bytes], bytes]:
-    """The requests as one transaction (all of them, or none): what comes before them, they, and what comes behind."""
-    begin, end = (
-        HEADER.pack(HEADER_SIZE + 4, kind, REQUEST, WHOLE, 0) + (SUBSYSTEM >> 8).to_bytes(4, "big")
-        for kind in (BATCH_BEGIN, BATCH_END)
-    )
-    return begin, numbered(messages), end
 
 
 # ------------------------------------------------------------------------------------------------------ reading

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from netloom.kernel.errors import KernelUnsupported
-from netloom.kernel.netlink.nftables import WHOLE, frame
+from netloom.kernel.netlink.nftables import SUBSYSTEM
 from netloom.kernel.netlink.sockets import (
     NETLINK_NETFILTER,
     SO_SNDBUFFORCE,
@@ -19,8 +19,17 @@ from netloom.kernel.netlink.sockets import (
     read_one,
     unless_missing,
 )
+from netloom.kernel.netlink.wire import HEADER, HEADER_SIZE, REQUEST, numbered
 
 T = TypeVar("T")
+
+WHOLE = 0xFFFF_FFFF
+"""Sequence number of what the kernel says about a transaction as a whole, and not about one of its requests."""
+
+_BEGIN, _END = (
+    HEADER.pack(HEADER_SIZE + 4, kind, REQUEST, WHOLE, 0) + (SUBSYSTEM >> 8).to_bytes(4, "big")
+    for kind in (0x10, 0x11)  # NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
+)
 
 SEND_BUFFER = 64 << 20
 """Bytes; a transaction has to fit. 10,000 CIDRs take 1 MiB. A limit, not a reservation."""
@@ -49,8 +58,7 @@ class NftablesSocket(CommandSocket):
         return refusals
 
     def _batch(self, messages: Sequence[bytes]) -> bytearray:
-        begin, numbered, end = frame(messages)
-        return bytearray(begin) + super()._batch(numbered) + end
+        return bytearray(_BEGIN) + super()._batch(numbered(messages)) + _END
 
 
 def get_one(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], T]) -> T | None:
