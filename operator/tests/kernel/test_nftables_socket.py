@@ -11,8 +11,7 @@ from tests.kernel.nft import ruleset
 
 UNPRIVILEGED = """
 from netloom.kernel.netlink import expressions, nftables
-from netloom.kernel.netlink.nftables_socket import WHOLE
-from netloom.kernel.netlink.nftables_socket import NftablesSocket
+from netloom.kernel.netlink.nftables_socket import WHOLE, NftablesSocket
 
 socket = NftablesSocket()
 for _ in range(2):
