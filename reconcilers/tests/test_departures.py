@@ -491,7 +491,7 @@ async def test_what_the_kernel_has_of_nobody_goes_when_every_node_has_its_object
     world.departures.look()
     await world.after(20)
     assert world.part.retained == 3
-    assert "3 ways in the kernel are no known peer's" in world.errors()
+    assert "3 entries in the kernel are no known peer's" in world.errors()
     world.nodes.put(numbered(4))
     world.nodes.put(node("node-5"))
     await world.after(60)

@@ -38,11 +38,11 @@ class Readiness(NamedTuple):
 
 
 class MeshFacts(Protocol):
-    """The ways to other nodes' pods, as far as others need to know of them."""
+    """The mesh, as far as other features need to know of it."""
 
     @property
     def applied(self) -> bool:
-        """Whether they have been made once."""
+        """Whether it has been made once."""
 
     @property
     def pod_mtu(self) -> int:
@@ -94,7 +94,7 @@ class NodeContext:
         self.addresses: AddressService | None = None
         """Who gives single addresses, if this agent does."""
         self.mesh: MeshFacts | None = None
-        """Who makes the ways to other nodes, if this agent does."""
+        """What the mesh tells, if this agent makes it."""
         self.peers = Peers(self.node_name, self.nodes)
         self.own = OwnNode(self.node_name, record=self.run_dir / RECORD)
 

@@ -35,7 +35,7 @@ from tests.endpoints.test_taint import Server
 
 
 class Mesh:
-    """The ways to other nodes, as the test says."""
+    """The mesh, as the test says."""
 
     applied = True
     pod_mtu = 1450

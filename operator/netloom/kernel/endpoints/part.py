@@ -233,7 +233,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
                 yield item, False
 
     def later(self) -> float:
-        """When to look at the ways into pods."""
+        """When to look at the sockets in pods."""
         return self.kept_sockets.later()
 
     def _is_pending(self, item: Item) -> bool:

@@ -228,7 +228,7 @@ class EndpointsFeature(NodeFeature):
             return self._service.obstacle or _BEGINNING
         mesh = self.context.mesh
         if mesh is not None and not mesh.applied:
-            return "the agent has just begun: the ways to other nodes are not made yet, nor is the MTU of pods known."
+            return "the agent has just begun: the mesh is not made yet, nor is the MTU of pods known."
         return ""
 
     def _check_idle(self, owner: Owner) -> None:

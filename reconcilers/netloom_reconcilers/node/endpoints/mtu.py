@@ -10,7 +10,7 @@ from netloom_reconcilers.node.addresses.service import NoAddress
 
 
 class PodMtu:
-    """Of a node. mesh: who makes the ways to other nodes, if this agent does."""
+    """Of a node. mesh: what the mesh tells, if this agent makes it."""
 
     def __init__(self, node: str, mesh: Callable[[], MeshFacts | None]) -> None:
         self._node = node

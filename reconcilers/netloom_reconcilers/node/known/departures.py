@@ -159,7 +159,7 @@ class Departures:
 
     @property
     def retained(self) -> int:
-        """Ways in the kernel that no known peer explains."""
+        """Entries in the kernel that no known peer explains."""
         return max((keeper.retained for keeper in self.keepers), default=0)
 
     def errors(self, *, lasting: bool = False) -> list[str]:
@@ -177,7 +177,7 @@ class Departures:
         if self.why and (retained := self.retained):
             about = "some" if lasting else str(retained)
             found.append(
-                f"{about} ways in the kernel are no known peer's; they stay until every Node has its NetloomNode."
+                f"{about} entries in the kernel are no known peer's; they stay until every Node has its NetloomNode."
             )
         return found
 
