@@ -8,7 +8,7 @@ and 90 (`make bench-codec`), and it loses the flag that marks the end of an inte
 Numbers are from linux/netfilter/{nf_tables,nfnetlink}.h.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
