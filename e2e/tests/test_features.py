@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
+from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode, NetloomNodeStatus
 from netloom.roles.agent import FEATURES
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
@@ -19,7 +19,7 @@ from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
 from netloom_e2e.mesh import NETLOOM, PROTOCOL, facts, state
-from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
+from netloom_reconcilers.conditions import AGENT, Conditions, manager_of, withdraw
 from netloom_reconcilers.features.kernel import KernelFeature
 from netloom_reconcilers.features.node import Readiness
 from netloom_reconcilers.node.status import NodeStatusReconciler
@@ -248,5 +248,12 @@ async def test_conditions_of_features_leave_each_other_alone(crds_installed: Con
             shared = Conditions(api, events, AGENT)
             await NodeStatusReconciler("lonely", store, shared, lambda: said["Loaded"], "Other").reconcile("lonely")
             assert "DataplaneReady" not in conditions(), "so each needs a manager of its own"
+
+            for manager in managers.values():
+                node = await api.get(NETLOOM_NODES, "lonely")
+                assert node.status.conditions
+                await withdraw(api, NETLOOM_NODES, node, manager)
+            left = await api.get(NETLOOM_NODES, "lonely")
+            assert left.status == NetloomNodeStatus(), "each takes its own back, also where it is the last"
     finally:
         plane.client.request("DELETE", f"{NODES}/lonely")

@@ -152,6 +152,18 @@ def test_conditions_follow_the_agents(story: Story) -> None:
     wait_for("another leads", lambda: story.operator.healthy() and story.operator.metric("netloom_leading") == 1)
     assert story.dataplane("n1")[0] == "True"
     story.becomes("n1", "Unknown", "AgentNotHeardOf")
+    story.degraded("True", "AgentSilent", total=1, ready=0, waiting=0, notHeardOf=1)
+
+    # Nobody judges any more: the verdict is taken back, and what others say stays.
+    said = story.cluster.network()["status"]
+    story.operator.stop()
+    story.operator = story.operators.start("--features=-health", leader_elect=True)
+    wait_for("no verdict", lambda: condition(story.cluster.network(), "Degraded")[0] == "", deadline=40)
+    conditions = [each for each in said["conditions"] if each["type"] != "Degraded"]
+    assert conditions
+    left = {key: value for key, value in said.items() if key != "nodes"} | {"conditions": conditions}
+    assert story.cluster.network()["status"] == left
+    assert story.dataplane("n1")[:2] == ("Unknown", "AgentNotHeardOf")
 
 
 def test_agents_that_cannot_be_told_apart_or_may_not_write(story: Story) -> None:

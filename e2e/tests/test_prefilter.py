@@ -192,6 +192,13 @@ def the_cluster_is_told(filtered: Filtered) -> None:
     problems = subprocess.run([NETLOOM, "status", f"--kubeconfig={kubeconfig}"], capture_output=True, text=True).stdout
     assert "NetloomPrefilter strangers: Whole=False BadLines: on n1: kube-system/drop:list: 1 line" in problems
 
+    with operators.running(plane) as started:
+        operator = started.start("--features=health", kubeconfig=plane.kubeconfig())
+        wait_for("one without the feature takes it back", lambda: reasons() == {}, deadline=60)
+        operator.stop()
+    status = client.request("GET", f"{PREFILTERS}/strangers").get("status", {})
+    assert status == {}, "counts are gone with the conditions"
+
 
 def test_it_outlives_its_agent_and_goes_with_the_feature_or_the_label(filtered: Filtered) -> None:
     client = filtered.client

@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from netloom.api.events import ObjectReference
-from netloom.api.meta import Condition, Resource, condition_of
+from netloom.api.meta import Condition, Object, Resource, condition_of
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode, NetloomPrefilter
 from netloom.runtime.client import Api
@@ -24,6 +24,7 @@ MESSAGE_LIMIT = 32768
 ConditionStatus = Literal["True", "False", "Unknown"]
 
 T = TypeVar("T", NetloomNetwork, NetloomNode, NetloomIPPool, NetloomPrefilter)
+K = TypeVar("K", bound=Object)
 
 
 def manager_of(feature: str) -> str:
@@ -95,15 +96,15 @@ class Conditions:
 
 
 async def apply(
-    api: Api, res: Resource[T], obj: T, field_manager: str, *, fenced: bool = False, **parts: object
-) -> T | None:
+    api: Api, res: Resource[K], obj: K, field_manager: str, *, fenced: bool = False, **parts: object
+) -> K | None:
     """What this manager says in these parts of the object (`spec`, or the subresource `status`), and no more: what it
     said before and does not list goes. fenced: only of the very version that is known. The object as written, or None
     where it is not there any more, or is another one or version: the watch brings that."""
     meta = obj.metadata
     fence = {"resourceVersion": meta.resource_version} if fenced else {}
     patch = {"metadata": {"name": meta.name, "uid": meta.uid, **fence}, **parts}
-    subresource = "status" if "status" in parts else ""
+    subresource = "" if "spec" in parts else "status"
     try:
         return await api.patch(
             res, meta.name, patch, subresource=subresource, kind="apply", field_manager=field_manager
@@ -112,9 +113,13 @@ async def apply(
         return None
 
 
-async def withdraw(api: Api, res: Resource[T], obj: T, field_manager: str) -> T | None:
-    """Takes all out of the status that this manager wrote there. Returns as `apply`."""
-    return await apply(api, res, obj, field_manager, status={})
+async def withdraw(api: Api, res: Resource[K], obj: K, field_manager: str) -> K | None:
+    """Takes all out of the status that this manager wrote there. Returns as `apply`.
+
+    The patch has no `status`: with an empty one the manager would go on owning that, and the API server refuses the
+    patch (`status` is null) where nobody else has said anything.
+    """
+    return await apply(api, res, obj, field_manager)
 
 
 def said(problem: Problem, about: str) -> str:

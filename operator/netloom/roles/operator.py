@@ -34,6 +34,7 @@ from netloom_reconcilers.cluster.allocation.node_objects import trimmed
 from netloom_reconcilers.cluster.allocation.term import AllocationFeature
 from netloom_reconcilers.cluster.health import HealthFeature
 from netloom_reconcilers.cluster.prefilters import PrefiltersFeature
+from netloom_reconcilers.cluster.withdrawing import ClusterWithdrawing
 from netloom_reconcilers.features import chosen
 from netloom_reconcilers.features.cluster import ClusterContext, ClusterFeature, TermWork
 from netloom_reconcilers.signs_of_life import GRACE_SECONDS
@@ -100,7 +101,8 @@ class Operator:
             lease_namespace=options.lease_namespace,
             grace_period=options.grace_period,
         )
-        made = [make(context) for make in chosen(features, options.features)]
+        on = chosen(features, options.features)
+        made = [make(context) for make in on]
         self.manager.add("events", self._events.run, restart=True)
         self._guard: Guard | None = None
         if options.guard:
@@ -114,6 +116,9 @@ class Operator:
         for feature in made:
             self.manager.add(feature.name, terms.component(lambda each=feature: self._work(each)), restart=True)  # type: ignore[misc]
             self.manager.health.ready(feature.name, lambda name=feature.name: self._fault(name))  # type: ignore[misc]
+        if off := [each for each in features if each not in on]:
+            taking_back = terms.beside(ClusterWithdrawing(api, off).run)
+            self.manager.add("words of features that are off", taking_back, restart=True)
 
     def guarding(self) -> AbstractAsyncContextManager[object]:
         """Answers admission reviews while the context lasts, where that was asked for."""

@@ -21,7 +21,8 @@ class Terms:
     def __init__(self, elector: LeaderElector | None = None) -> None:
         self._compete: Callable[[Lead], Awaitable[None]] = elector.compete if elector else _always
         self._ready = 0
-        self._wanted, self._unwanted, self._begun = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._wanted, self._unwanted = asyncio.Event(), asyncio.Event()
+        self._begun, self._ended = asyncio.Event(), asyncio.Event()
         self._unwanted.set()
         self._working: set[_Task] = set()
 
@@ -37,26 +38,39 @@ class Terms:
 
         async def in_terms() -> None:
             while True:
-                task = await self._in_term(work)
+                self._want(1)
+                try:
+                    task = await self._in_term(work)
+                finally:
+                    self._want(-1)
                 if not task.cancelled():
                     return task.result()
 
         return in_terms
 
+    def beside(self, work: Run) -> Run:
+        """`work` as a component that is no reason to lead: it runs once in each term that others want. Raises what it
+        raises."""
+
+        async def in_terms() -> None:
+            while True:
+                task = await self._in_term(work)
+                if not task.cancelled():
+                    task.result()
+                    await self._ended.wait()
+
+        return in_terms
+
     async def _in_term(self, work: Run) -> _Task:
-        self._want(1)
+        await self._begun.wait()
+        task = asyncio.create_task(_run(work))
+        self._working.add(task)
         try:
-            await self._begun.wait()
-            task = asyncio.create_task(_run(work))
-            self._working.add(task)
-            try:
-                await asyncio.wait([task])
-            finally:
-                await end(task)
-                self._working.discard(task)
-            return task
+            await asyncio.wait([task])
         finally:
-            self._want(-1)
+            await end(task)
+            self._working.discard(task)
+        return task
 
     def _want(self, change: int) -> None:
         self._ready += change
@@ -66,10 +80,12 @@ class Terms:
 
     async def _lead(self) -> None:
         self._begun.set()
+        self._ended.clear()
         try:
             await self._unwanted.wait()
         finally:
             self._begun.clear()
+            self._ended.set()
             for task in self._working:
                 task.cancel()  # all at once
             for task in list(self._working):

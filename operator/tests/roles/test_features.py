@@ -12,12 +12,13 @@ from netloom.roles.agent_sources import AgentOptions, cluster_sources
 from netloom.roles.operator import Operator, OperatorOptions
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError
+from netloom_reconcilers.cluster import withdrawing
 from netloom_reconcilers.conditions import ADDRESSES, AGENT, HEALTH, OPERATOR, manager_of
 from netloom_reconcilers.features import chosen
-from netloom_reconcilers.features.cluster import ClusterContext, ClusterFeature
+from netloom_reconcilers.features.cluster import ClusterContext, ClusterFeature, Told
 from netloom_reconcilers.features.node import NodeFeature, Readiness
 from tests.roles.test_crashes import NODE_PATH, put_network, running, said
-from tests.runtime.scripted import ScriptedApi, until
+from tests.runtime.scripted import ScriptedApi, refuse, until
 
 LEASE_PATH = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
 
@@ -26,6 +27,7 @@ class Probe:
     """A feature of an operator that only says what it is told, and crashes when it should."""
 
     name: ClassVar[str]
+    told: ClassVar[Told] = ()
     made: ClassVar[list["Probe"]] = []
 
     def __init__(self, context: ClusterContext) -> None:
@@ -156,9 +158,38 @@ async def test_an_operator_without_one_of_its_features(
     async with running(role.manager):
         await until(lambda: Probe.made[0].begun == 1)
         await until(lambda: not role.manager.health.not_ready())
-        assert {call.collection for call in server.calls if call.verb in ("list", "watch")} == set(), (
-            "nobody reads anything"
-        )
+        taken_back = [kind.path() for kind, _ in off.told]
+        await until(lambda: len(reads(server)) == len(taken_back))
+        assert reads(server) == taken_back, "nobody reads anything else"
+        assert not [call for call in server.calls if call.verb == "patch"], "there is nothing to take back"
+
+
+def reads(server: ScriptedApi) -> list[str]:
+    return [call.collection for call in server.calls if call.verb in ("list", "watch")]
+
+
+@pytest.mark.parametrize("off", [feature for feature in operator.FEATURES if feature.told])
+async def test_what_a_feature_said_is_taken_back_by_the_next_leader_without_it(
+    server: ScriptedApi, api: Api, off: type[ClusterFeature], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(withdrawing, "AGAIN_SECONDS", 0.05)
+    ((kind, managers),) = off.told
+    applied = [{"manager": each, "operation": "Apply"} for each in managers]
+    others = [{"manager": "somebody", "operation": "Apply"}, {"manager": managers[0], "operation": "Update"}]
+    for name, fields in {"of-it": applied + others, "of-others": others, "nobodys": []}.items():
+        server.put(kind.path(), {"metadata": {"name": name, "managedFields": fields}})
+    server.on("list", refuse(403, "Forbidden"))
+    role = Operator(api, OperatorOptions(features=f"-{off.name}"), (off, One))
+    async with running(role.manager):
+        await until(lambda: server.count("patch") == len(managers))
+        assert Probe.made[0].begun == 1, "who works is not disturbed"
+    assert server.count("list") == 2, "once it was refused"
+    patches = [call for call in server.calls if call.verb == "patch"]
+    assert {call.query["fieldManager"] for call in patches} == set(managers)
+    for call in patches:
+        assert (call.collection, call.name) == (kind.path(), "of-it")
+        assert "status" not in call.body
+        assert call.body["metadata"]["uid"] == server.objects[kind.path()]["of-it"]["metadata"]["uid"]
 
 
 class Watcher(NodeFeature):

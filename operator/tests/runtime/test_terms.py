@@ -142,6 +142,36 @@ async def test_without_an_elector_there_is_one_term_after_the_other() -> None:
 
 
 @in_virtual_time
+async def test_what_is_done_beside_is_done_in_each_term_and_makes_none() -> None:
+    said: list[str] = []
+
+    async def once() -> None:
+        said.append("once")
+
+    elector, a, b = Elector(), Work("a", said), Work("b", said)
+    terms = Terms(elector)  # type: ignore[arg-type]
+    beside = [asyncio.create_task(terms.beside(run)()) for run in (once, b.run)]
+    await asyncio.sleep(1)
+    assert (elector.terms, said) == (0, [])
+    tasks = started(terms, a)
+    await asyncio.sleep(10)
+    assert sorted(said) == ["a begins", "b begins", "once"]
+    elector.lose()
+    await asyncio.sleep(1)
+    assert sorted(said[3:]) == ["a begins", "a ends", "b begins", "b ends", "once"]
+    a.crash.set()
+    await asyncio.sleep(1)
+    assert (elector.terms, elector.given_back) == (2, 1), "nobody leads for its sake"
+    assert sorted(said[8:]) == ["a ends", "b ends"]
+    await asyncio.sleep(10)
+    assert sorted(said[10:]) == ["a begins", "b begins", "once"]
+    b.crash.set()
+    with pytest.raises(RuntimeError, match="b"):
+        await beside[1]
+    await stop([*tasks, *beside])
+
+
+@in_virtual_time
 async def test_work_that_cancels_itself_has_crashed() -> None:
     async def work() -> None:
         raise asyncio.CancelledError

@@ -42,7 +42,7 @@ from netloom_reconcilers.cluster.agents_heard import AgentsHeard
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
 from netloom_reconcilers.cluster.summary import METRICS, Summary
 from netloom_reconcilers.conditions import HEALTH, Conditions
-from netloom_reconcilers.features.cluster import ClusterContext
+from netloom_reconcilers.features.cluster import ClusterContext, Told
 from netloom_reconcilers.signs_of_life import NOT_HEARD_OF
 
 log = structlog.get_logger(__name__)
@@ -249,6 +249,8 @@ class HealthFeature:
     """The signs of life and the verdict as a feature of the operator."""
 
     name: ClassVar[str] = "health"
+    told: ClassVar[Told] = ((NETWORKS, (HEALTH,)),)
+    """What it says of nodes, their agents take back."""
 
     def __init__(self, context: ClusterContext) -> None:
         self._context, caches = context, context.caches

@@ -41,7 +41,7 @@ from netloom_reconcilers.allowance import Allowance, Pace
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
 from netloom_reconcilers.cluster.health import sending_pace
 from netloom_reconcilers.conditions import OPERATOR, Conditions
-from netloom_reconcilers.features.cluster import ClusterContext
+from netloom_reconcilers.features.cluster import ClusterContext, Told
 from netloom_reconcilers.signs_of_life import NOT_HEARD_OF
 
 log = structlog.get_logger(__name__)
@@ -325,6 +325,7 @@ class PrefiltersFeature:
     """What agents say of prefilters, gathered, as a feature of the operator."""
 
     name: ClassVar[str] = "prefilters"
+    told: ClassVar[Told] = ((PREFILTERS, (OPERATOR, WHOLE_MANAGER)),)
 
     def __init__(self, context: ClusterContext) -> None:
         self.context, caches = context, context.caches

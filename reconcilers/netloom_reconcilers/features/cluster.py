@@ -5,14 +5,18 @@ begins `TermWork` anew, with empty memory: what an earlier term knew may be wron
 same term if another feature still works in it, and stops no other.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
+from netloom.api.meta import Resource
 from netloom.runtime.client import Api
 from netloom.runtime.events import EventRecorder
 from netloom_reconcilers.features import Caches
 from netloom_reconcilers.signs_of_life import GRACE_SECONDS
+
+Told = Sequence[tuple[Resource[Any], Sequence[str]]]
+"""Kinds of objects, each with field managers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +54,15 @@ class TermWork(Protocol):
 
 
 class ClusterFeature(Protocol):
-    """See the module. It asks the context for its caches when it is made, and reads and writes nothing then."""
+    """See the module. It asks the context for its caches when it is made, and reads and writes nothing then.
+
+    name: as in --features, and on /readyz.
+    told: kinds of objects with a status by it that says that all is well, and the field managers that apply it. An
+          operator without the feature takes that back, as it would be believed for ever.
+    """
 
     name: ClassVar[str]
+    told: ClassVar[Told]
 
     def __init__(self, context: ClusterContext) -> None: ...
 

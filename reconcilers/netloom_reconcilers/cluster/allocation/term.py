@@ -57,7 +57,7 @@ from netloom_reconcilers.cluster.network import (
 from netloom_reconcilers.cluster.nodes import NodesReconciler
 from netloom_reconcilers.cluster.pools import PoolsReconciler
 from netloom_reconcilers.conditions import ADDRESSES, OPERATOR, Conditions
-from netloom_reconcilers.features.cluster import ClusterContext
+from netloom_reconcilers.features.cluster import ClusterContext, Told
 
 log = structlog.get_logger(__name__)
 
@@ -215,6 +215,8 @@ class AllocationFeature:
     """The allocation as a feature of the operator: each term is an incarnation of its own."""
 
     name: ClassVar[str] = "allocation"
+    told: ClassVar[Told] = ()
+    """Nodes hold what they were given, whether it is on or off."""
 
     def __init__(self, context: ClusterContext) -> None:
         self._context, caches = context, context.caches
