@@ -26,6 +26,7 @@ import structlog
 from netloom.api.events import EVENTS, Event, EventSource, ObjectReference
 from netloom.api.meta import ObjectMeta
 from netloom.runtime import metrics
+from netloom.runtime.allowance import Allowance, Pace
 from netloom.runtime.cancellation import last_words
 from netloom.runtime.client import Api
 from netloom.runtime.clock import timestamp
@@ -41,38 +42,17 @@ MESSAGE_LIMIT = 1024
 class EventLimits(msgspec.Struct, frozen=True):
     """How much may be said. Times in seconds.
 
-    Of an object, and of the process: so many writes at once (`burst`), and one more after each `refill`. A repeated
-    event's count is written after `repeat`, then after twice as long, and so on up to `repeat_cap`.
+    A repeated event's count is written after `repeat`, then after twice as long, and so on up to `repeat_cap`.
     """
 
-    object_burst: int = 10
-    object_refill: float = 60.0
-    burst: int = 50
-    refill: float = 0.2
+    of_object: Pace = Pace(most=10, seconds=60.0)
+    of_process: Pace = Pace(most=50, seconds=0.2)
     repeat: float = 5.0
     repeat_cap: float = 600.0
     remembered: int = 4096
     """Events and objects that are kept in mind."""
     drain: float = 2.0
     """For what is unwritten when the process ends."""
-
-
-@dataclass(slots=True)
-class _Bucket:
-    """A token bucket: `burst` at once, one more per `refill` seconds."""
-
-    burst: int
-    refill: float
-    then: float
-    tokens: float = math.inf
-
-    def take(self, now: float) -> bool:
-        self.tokens = min(self.burst, self.tokens + (now - self.then) / self.refill)
-        self.then = now
-        if self.tokens < 1:
-            return False
-        self.tokens -= 1
-        return True
 
 
 @dataclass(slots=True)
@@ -104,10 +84,8 @@ class EventRecorder:
         self._limits = limits or EventLimits()
         self._clock = clock
         self._said: OrderedDict[str, _Series] = OrderedDict()
-        self._budget = _Bucket(self._limits.burst, self._limits.refill, clock())
-        self._budget_of = lru_cache(self._limits.remembered)(
-            lambda about: _Bucket(self._limits.object_burst, self._limits.object_refill, clock())
-        )
+        self._budget = Allowance(clock(), math.inf)
+        self._budget_of = lru_cache(self._limits.remembered)(lambda about: Allowance(clock(), math.inf))
         self._queue = WorkQueue()
 
     def event(self, ref: ObjectReference, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
@@ -128,9 +106,9 @@ class EventRecorder:
     def _may(self, about: str) -> bool:
         """Whether something new may be said about this object now."""
         now = self._clock()
-        if not self._budget_of(about).take(now):
+        if not self._budget_of(about).take_if_any(now, self._limits.of_object):
             metrics.EVENTS_DROPPED.labels("object").inc()
-        elif not self._budget.take(now):
+        elif not self._budget.take_if_any(now, self._limits.of_process):
             metrics.EVENTS_DROPPED.labels("process").inc()
         else:
             return True
@@ -156,7 +134,7 @@ class EventRecorder:
             said = self._said.get(key)
             if said is None or said.count == said.written:
                 return
-            if said.written and not self._budget.take(self._clock()):
+            if said.written and not self._budget.take_if_any(self._clock(), self._limits.of_process):
                 self._queue.add_after(key, self._limits.repeat)  # a count can wait, nothing is lost
                 return
             await self._write(said)

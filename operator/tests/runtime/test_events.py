@@ -9,6 +9,7 @@ import pytest
 
 from netloom.api.events import Event, ObjectReference
 from netloom.runtime import metrics
+from netloom.runtime.allowance import Pace
 from netloom.runtime.client import Api
 from netloom.runtime.clock import ServerClock
 from netloom.runtime.events import EventLimits, EventRecorder
@@ -123,7 +124,7 @@ async def test_different_events_are_kept_apart(server: ScriptedApi, recorder: Ca
 
 async def test_one_object_cannot_flood(server: ScriptedApi, recorder: Callable[..., EventRecorder]):
     before = dropped("object")
-    speaker = recorder(object_burst=3)
+    speaker = recorder(of_object=Pace(3, 60.0))
     for number in range(50):
         speaker.event(NODE, "Normal", "R", f"message {number}")
     speaker.event(other("b"), "Normal", "R", "heard all the same")
@@ -134,7 +135,7 @@ async def test_one_object_cannot_flood(server: ScriptedApi, recorder: Callable[.
 
 async def test_all_objects_together_cannot_flood(server: ScriptedApi, recorder: Callable[..., EventRecorder]):
     before = dropped("process")
-    speaker = recorder(burst=10, refill=1000.0)
+    speaker = recorder(of_process=Pace(10, 1000.0))
     for number in range(500):
         speaker.event(other(f"n{number}"), "Normal", "R", "m")
     await until(lambda: len(stored(server)) == 10)
@@ -142,7 +143,7 @@ async def test_all_objects_together_cannot_flood(server: ScriptedApi, recorder: 
 
 
 async def test_memory_is_bounded(api: Api):
-    speaker = EventRecorder(api, "c", limits=EventLimits(remembered=100, burst=10_000))
+    speaker = EventRecorder(api, "c", limits=EventLimits(remembered=100, of_process=Pace(10_000, 0.2)))
     for number in range(1000):
         speaker.event(other(f"n{number}"), "Normal", "R", "m")
     assert len(speaker._said) == 100

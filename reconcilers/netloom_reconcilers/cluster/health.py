@@ -33,11 +33,11 @@ from netloom.api.v1alpha1 import (
     NetloomPrefilter,
 )
 from netloom.api.verdict import Verdict, judge
+from netloom.runtime.allowance import Allowance, Pace
 from netloom.runtime.cancellation import last_words
 from netloom.runtime.clock import boottime, timestamp
 from netloom.runtime.errors import ApiError, NotFound
 from netloom.runtime.store import Store
-from netloom_reconcilers.allowance import Allowance, Pace
 from netloom_reconcilers.cluster.agents_heard import AgentsHeard
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
 from netloom_reconcilers.cluster.summary import METRICS, Summary
@@ -175,10 +175,7 @@ class Health:
         silent = self._heard.silent()
         now, pace = self._clock(), sending_pace(len(self._caches.netloom_nodes), len(silent))
         for obj in self._to_mark(silent):
-            if self._allowance.wait(now, pace):
-                return
-            self._allowance.take()
-            if not await self._mark_silent(obj):
+            if not self._allowance.take_if_any(now, pace) or not await self._mark_silent(obj):
                 return
 
     def _to_mark(self, silent: Set[str]) -> Iterator[NetloomNode]:

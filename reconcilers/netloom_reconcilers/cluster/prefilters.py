@@ -36,8 +36,8 @@ from netloom.api.v1alpha1 import (
     PrefilterNodes,
     PrefilterStatus,
 )
+from netloom.runtime.allowance import Allowance, Pace
 from netloom.runtime.errors import ApiError
-from netloom_reconcilers.allowance import Allowance, Pace
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
 from netloom_reconcilers.cluster.health import sending_pace
 from netloom_reconcilers.conditions import OPERATOR, Conditions

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode, NodePrefilter
+from netloom.runtime.allowance import Allowance, Pace
 from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller
 from netloom.runtime.events import EventRecorder
 from netloom.runtime.store import Store
-from netloom_reconcilers.allowance import Allowance, Pace
 from netloom_reconcilers.conditions import Conditions, manager_of, withdraw
 from netloom_reconcilers.node.prefilter.telling import readiness_of, uncounted
 

@@ -1,7 +1,8 @@
-"""How often something is written that every agent is sent: some times at once, and then now and then.
+"""How often something is written: some times at once, and then now and then.
 
 What changes once is told when it changes. What changes for ever (a device that comes and goes) would be a write each
-time, times the number of nodes: of such, what holds when a write is allowed again is told.
+time, and where every agent is sent it, times the number of nodes: of such, what holds when a write is allowed again is
+told.
 """
 
 from typing import NamedTuple
@@ -30,3 +31,10 @@ class Allowance:
     def take(self) -> None:
         """It is written."""
         self._in_hand -= 1
+
+    def take_if_any(self, now: float, pace: Pace) -> bool:
+        """Whether a write is allowed now; it counts as written then."""
+        if self.wait(now, pace):
+            return False
+        self.take()
+        return True
