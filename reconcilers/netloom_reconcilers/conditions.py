@@ -7,8 +7,9 @@ import msgspec
 
 from netloom.api.events import ObjectReference
 from netloom.api.meta import Condition, Object, Resource, condition_of
+from netloom.api.prefilter import NetloomPrefilter
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode, NetloomPrefilter
+from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode
 from netloom.runtime.client import Api
 from netloom.runtime.clock import timestamp
 from netloom.runtime.errors import Conflict, NotFound

@@ -4,16 +4,8 @@ import asyncio
 from typing import Any
 
 from netloom.api.meta import ObjectMeta
-from netloom.api.v1alpha1 import (
-    NETLOOM_NODES,
-    NETWORKS,
-    PREFILTERS,
-    Address,
-    NetloomNode,
-    NetloomNodeSpec,
-    NetloomPrefilter,
-    PrefilterSpec,
-)
+from netloom.api.prefilter import NetloomPrefilter, PrefilterSpec
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, PREFILTERS, Address, NetloomNode, NetloomNodeSpec
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mesh.lifelines import Device, NodeNetwork, NodeRoute
 from netloom.kernel.prefilter.keeper import PrefilterReport

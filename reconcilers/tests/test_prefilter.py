@@ -9,15 +9,8 @@ import pytest
 from msgspec.structs import replace
 
 from netloom.api.meta import LabelRequirement, LabelSelector, ObjectMeta
-from netloom.api.v1alpha1 import (
-    NETLOOM_NODES,
-    FilteredDevice,
-    ListReference,
-    NetloomNode,
-    NetloomPrefilter,
-    NodeFilter,
-    NodePrefilter,
-)
+from netloom.api.prefilter import FilteredDevice, ListReference, NetloomPrefilter, NodeFilter, NodePrefilter
+from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
 from netloom.cidr import Cidr, parse_address
 from netloom.kernel.keeper.report import Failure
 from netloom.kernel.mesh.lifelines import Device, NodeNetwork, NodeRoute

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from netloom.api.meta import ObjectMeta
-from netloom.api.v1alpha1 import ListReference
+from netloom.api.prefilter import ListReference
 from netloom.prefilter.node_rules import Filter, NodeRules
 from netloom.prefilter.withheld import Lifeline
 from netloom_reconcilers.node.prefilter.arrivals import PATIENCE_SECONDS, SETTLE_SECONDS, Arrivals

@@ -8,12 +8,7 @@ import msgspec
 
 from netloom.api.core import NODES, Node
 from netloom.api.meta import Condition, LabelSelector, ObjectMeta
-from netloom.api.v1alpha1 import (
-    NETLOOM_NODES,
-    NETWORKS,
-    PREFILTERS,
-    NetloomNode,
-    NetloomNodeStatus,
+from netloom.api.prefilter import (
     NetloomPrefilter,
     NodeFilter,
     NodePrefilter,
@@ -22,6 +17,7 @@ from netloom.api.v1alpha1 import (
     PrefilterSpec,
     PrefilterStatus,
 )
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, PREFILTERS, NetloomNode, NetloomNodeStatus
 from netloom.runtime.clock import ServerClock
 from netloom.runtime.store import Store
 from netloom_reconcilers.cluster.prefilters import (

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 
 from netloom.api.cluster_facts import ObjectProblem
 from netloom.api.meta import READY
-from netloom.api.v1alpha1 import NetloomNode, NetloomPrefilter
+from netloom.api.prefilter import NetloomPrefilter
+from netloom.api.v1alpha1 import NetloomNode
 from netloom.api.words import SHOWN
 
 KIND = "NetloomPrefilter"

@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from netloom.api.core import Node
-from netloom.api.v1alpha1 import FilteredDevice, NetloomNode, NetloomPrefilter, NodeFilter, NodePrefilter
+from netloom.api.prefilter import FilteredDevice, NetloomPrefilter, NodeFilter, NodePrefilter
+from netloom.api.v1alpha1 import NetloomNode
 from netloom_reconcilers.node.prefilter.selection import Machine, devices_of, is_pattern, selecting
 
 

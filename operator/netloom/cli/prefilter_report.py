@@ -9,16 +9,8 @@ from netloom.api.core import NODES, Node
 from netloom.api.errors import UserError
 from netloom.api.meta import READY, Condition, condition_of
 from netloom.api.participation import takes_part
-from netloom.api.v1alpha1 import (
-    NETLOOM_NODES,
-    NETWORK_NAME,
-    NETWORKS,
-    PREFILTERS,
-    ListReference,
-    NetloomNode,
-    NetloomPrefilter,
-    NodeFilter,
-)
+from netloom.api.prefilter import ListReference, NetloomPrefilter, NodeFilter
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, PREFILTERS, NetloomNode
 from netloom.api.words import some
 from netloom.cidr import Address, CidrError, addresses_in, parse_address, version_of
 from netloom.cli.prefilter_places import Extent, FilterPlace, meant, places

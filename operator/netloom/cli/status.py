@@ -28,7 +28,8 @@ from netloom.api.errors import UserError, in_words, sentences
 from netloom.api.meta import Condition, Object, Resource
 from netloom.api.node_verdict import NodeState
 from netloom.api.participation import takes_part
-from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, PREFILTERS, NetloomNetwork, NetloomPrefilter
+from netloom.api.prefilter import NetloomPrefilter
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, PREFILTERS, NetloomNetwork
 from netloom.api.verdict import OperatorState, ProblemGroup, Totals, Verdict, judge
 from netloom.cli import local_agent, rollout
 from netloom.cli.local_agent import LocalAgent

@@ -6,14 +6,10 @@ import msgspec
 
 from netloom.api.core import Node
 from netloom.api.meta import Condition, LabelSelector, ObjectMeta
-from netloom.api.v1alpha1 import (
-    Address,
+from netloom.api.prefilter import (
     FilteredDevice,
     FilterFailure,
     ListReference,
-    NetloomNode,
-    NetloomNodeSpec,
-    NetloomNodeStatus,
     NetloomPrefilter,
     NodeFilter,
     NodePrefilter,
@@ -21,6 +17,7 @@ from netloom.api.v1alpha1 import (
     PrefilterSpec,
     PrefilterStatus,
 )
+from netloom.api.v1alpha1 import Address, NetloomNode, NetloomNodeSpec, NetloomNodeStatus
 from netloom.cidr import parse_address
 from netloom.cli.prefilter_report import AddressAnswer, shown, table, told, verdicts
 from netloom.prefilter.lists import parse_list

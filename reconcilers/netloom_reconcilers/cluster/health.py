@@ -23,15 +23,8 @@ from netloom.api.core import NODES, Node
 from netloom.api.holdings import holds
 from netloom.api.meta import DATAPLANE_READY, condition_of
 from netloom.api.participation import takes_part
-from netloom.api.v1alpha1 import (
-    NETLOOM_NODES,
-    NETWORK_NAME,
-    NETWORKS,
-    PREFILTERS,
-    NetloomNetwork,
-    NetloomNode,
-    NetloomPrefilter,
-)
+from netloom.api.prefilter import NetloomPrefilter
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, PREFILTERS, NetloomNetwork, NetloomNode
 from netloom.api.verdict import Verdict, judge
 from netloom.runtime.allowance import Allowance, Pace
 from netloom.runtime.cancellation import last_words

@@ -22,13 +22,7 @@ import structlog
 from netloom.api.core import NODES
 from netloom.api.meta import DATAPLANE_READY, READY, Condition
 from netloom.api.participation import chosen, takes_part
-from netloom.api.prefilter_verdict import NO_NODES
-from netloom.api.v1alpha1 import (
-    NETLOOM_NODES,
-    NETWORK_NAME,
-    NETWORKS,
-    PREFILTERS,
-    NetloomNode,
+from netloom.api.prefilter import (
     NetloomPrefilter,
     NodeFilter,
     NodePrefilter,
@@ -36,6 +30,8 @@ from netloom.api.v1alpha1 import (
     PrefilterNodes,
     PrefilterStatus,
 )
+from netloom.api.prefilter_verdict import NO_NODES
+from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, PREFILTERS, NetloomNode
 from netloom.runtime.allowance import Allowance, Pace
 from netloom.runtime.errors import ApiError
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from netloom.api.meta import Object
+from netloom.api.prefilter import NetloomPrefilter
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode, NetloomPrefilter
+from netloom.api.v1alpha1 import NetloomIPPool, NetloomNetwork, NetloomNode
 from netloom.api.validation.network import validate_network
 from netloom.api.validation.node import validate_node
 from netloom.api.validation.pool import validate_pool, validate_pool_update

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 
 from netloom.api.cidrs import check_cidrs
+from netloom.api.prefilter import ListReference, NetloomPrefilter, PrefilterSpec
 from netloom.api.problem import Problem
-from netloom.api.v1alpha1 import ListReference, NetloomPrefilter, PrefilterSpec
 from netloom.api.validation.selector import check_selector
 
 _DEVICE = re.compile(r"!?[^!/\t\n\f\r ]+")

@@ -18,7 +18,7 @@ import msgspec
 
 from netloom.api import core
 from netloom.api.meta import ObjectMeta, Struct
-from netloom.api.v1alpha1 import ListReference
+from netloom.api.prefilter import ListReference
 from netloom.prefilter.list_reader import ListReader
 from netloom.prefilter.lists import ParsedList
 from netloom.runtime.client import Api

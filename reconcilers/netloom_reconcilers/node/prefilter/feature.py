@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from prometheus_client.core import Metric
 
-from netloom.api.v1alpha1 import PREFILTERS, NetloomNode, NetloomPrefilter, NodePrefilter
+from netloom.api.prefilter import NetloomPrefilter, NodePrefilter
+from netloom.api.v1alpha1 import PREFILTERS, NetloomNode
 from netloom.cidr import Address, Cidr, addresses_in
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.mesh.node_network_part import NodeNetworkKeeper, read_node_network

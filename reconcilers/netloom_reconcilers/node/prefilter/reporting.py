@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode, NodePrefilter
+from netloom.api.prefilter import NodePrefilter
+from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
 from netloom.runtime.allowance import Allowance, Pace
 from netloom.runtime.client import Api
 from netloom.runtime.controller import Controller

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from netloom.api.participation import chosen
-from netloom.api.v1alpha1 import NetloomPrefilter
+from netloom.api.prefilter import NetloomPrefilter
 from netloom.cidr import Address, is_loopback
 from netloom.kernel.mesh.lifelines import NodeNetwork
 from netloom.kernel.prefilter.prefiltering import DeviceWish, Mode

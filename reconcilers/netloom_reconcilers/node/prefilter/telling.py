@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import msgspec
 
-from netloom.api.v1alpha1 import FilteredDevice, FilterFailure, NodeFilter, NodePrefilter
+from netloom.api.prefilter import FilteredDevice, FilterFailure, NodeFilter, NodePrefilter
 from netloom.kernel.prefilter.keeper import PrefilterReport
 from netloom.kernel.prefilter.prefiltering import Dropped
 from netloom.prefilter.lists import ParsedList
