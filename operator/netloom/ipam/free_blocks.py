@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from netloom.cidr import Cidr, Version
+from netloom.cidr.counted_cidrs import CountedCidrs
 from netloom.ipam.assignments import Assignments
 from netloom.ipam.former import Former
 from netloom.ipam.known_ledgers import KnownLedgers
 from netloom.ipam.plan import Block, BlockRequest, BlockTaken, ChosenBlocks, Deferred, Refusal, Want
 from netloom.ipam.pool import Exhausted, Pool, Usage
-from netloom.ipam.reservations import Reservations
 from netloom.ipam.singles import Singles
 
 
@@ -23,7 +23,8 @@ class FreeBlocks:
         self._former = former
         self._singles = singles
         self._pools: dict[tuple[str, Version], Pool] = {}
-        self.reserved = Reservations()
+        self.reserved = CountedCidrs()
+        """Of which no block is given: something that is no pod has addresses there. What is given already stays."""
         self._exhausted: dict[tuple[str, Version], Exhausted] = {}
 
     def configure(self, mode: str, pools: Iterable[Pool]) -> None:
@@ -33,15 +34,15 @@ class FreeBlocks:
         self._exhausted = {}
 
     def reserve(self, cidr: Cidr) -> bool:
-        """See `Reservations.reserve`."""
-        new = self.reserved.reserve(cidr)
+        """Once more; whether nobody had reserved this very CIDR before."""
+        new = self.reserved.add(cidr) is not None
         if new:
             self._exhausted = {}
         return new
 
     def let_go(self, cidr: Cidr) -> bool:
-        """See `Reservations.let_go`."""
-        gone = self.reserved.let_go(cidr)
+        """Once less; whether nobody reserves this very CIDR any more. Raises KeyError where nobody did."""
+        gone = self.reserved.remove(cidr) is not None
         if gone:
             self._exhausted = {}
             self.put_back((cidr,))
@@ -142,7 +143,7 @@ class FreeBlocks:
         return self._exhausted[key]
 
     def _reserved_of(self, version: Version) -> list[Cidr]:
-        return list(self.reserved.of(version))
+        return list(self.reserved.outermost(version))
 
     def _asked(self, request: BlockRequest) -> Iterator[Block | Want]:
         """One by one: blocks that the node has or had already, and what has to be searched for."""

@@ -7,35 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
-from netloom.kernel.masquerade.outermost import OutermostCidrs, cidr_of, keys
+from netloom.kernel.masquerade.outermost import cidr_of, keys
 from netloom.kernel.masquerade.sets import MasqueradeRules, Masquerading, Sets, intervals
 from tests.kernel.nft import prefixes
-
-
-def texts(found: list[Cidr]) -> list[str]:
-    return [str(prefix) for prefix in found]
-
-
-def test_a_cidr_that_contains_others_takes_their_place_and_gives_it_back() -> None:
-    cover = OutermostCidrs()
-    for prefix in prefixes("10.1.0.0/24", "10.1.1.0/24", "10.1.1.128/25", "10.2.0.0/24"):
-        cover.add(prefix)
-    (wide,) = prefixes("10.1.0.0/16")
-    appeared, disappeared = cover.add(wide)
-    assert (texts(appeared), texts(disappeared)) == (["10.1.0.0/16"], ["10.1.0.0/24", "10.1.1.0/24"])
-    appeared, disappeared = cover.remove(wide)
-    assert (texts(appeared), texts(disappeared)) == (["10.1.0.0/24", "10.1.1.0/24"], ["10.1.0.0/16"])
-
-
-def test_what_two_have_goes_with_the_second() -> None:
-    cover = OutermostCidrs()
-    (prefix,) = prefixes("10.1.0.0/24")
-    assert cover.add(prefix) == ([prefix], [])
-    assert cover.add(prefix) == ([], [])
-    assert cover.remove(prefix) == ([], [])
-    assert cover.remove(prefix) == ([], [prefix])
-    with pytest.raises(KeyError):
-        cover.remove(prefix)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from netloom.api.problem import Problem, Severity
 from netloom.api.words import some
 from netloom.cidr import WIDTH, Cidr, format_address
+from netloom.cidr.counted_cidrs import CountedCidrs
 from netloom.ipam.allocator import Allocator
-from netloom.ipam.reservations import Reservations
 
 _MOVE = (
     "drain these nodes and delete their Nodes, and restart each kubelet when its NetloomNode is gone: it gets another"
@@ -92,7 +92,7 @@ _OF_NODES = (
 class Ranges(Generic[R]):
     """Those of a kind, all of them reserved."""
 
-    def __init__(self, reserved: Reservations, ranges: Iterable[R]) -> None:
+    def __init__(self, reserved: CountedCidrs, ranges: Iterable[R]) -> None:
         self._reserved = reserved
         self._ranges: dict[Cidr, list[R]] = {}
         for each in ranges:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from netloom.cidr import Cidr
-from netloom.ipam.reservations import Reservations
+from netloom.cidr.counted_cidrs import CountedCidrs
 from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRange
 from netloom_reconcilers.cluster.overlaps import SERVICES, About, Ranges, overlaps
 from tests.allocation.test_network import metric, ready
@@ -168,8 +168,8 @@ ALL = [(f"n{number}", Cidr.parse(f"10.96.{number}.0/24")) for number in range(5)
 
 def of_services(cidr: str) -> Ranges[ServiceRange]:
     found = ServiceRange(Cidr.parse(cidr), "ServiceCIDR kubernetes")
-    reserved = Reservations()
-    reserved.reserve(found.cidr)
+    reserved = CountedCidrs()
+    reserved.add(found.cidr)
     return Ranges(reserved, [found])
 
 

@@ -10,9 +10,10 @@ from types import MappingProxyType
 import msgspec
 
 from netloom.cidr import LINK_LOCAL, MULTICAST, VERSIONS, Cidr, format_address
+from netloom.cidr.counted_cidrs import Change, CountedCidrs
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.keeper.transaction import ELEMENT, Write
-from netloom.kernel.masquerade.outermost import OutermostCidrs, cidr_of, keys
+from netloom.kernel.masquerade.outermost import cidr_of, keys
 from netloom.kernel.masquerade.ruleset import SETS, SIZES, TABLE, Families, size_of
 from netloom.kernel.netlink.nftables import DELSETELEM, END, NEWSETELEM, START, ElementMessages
 
@@ -95,7 +96,7 @@ class Sets:
     def __init__(self) -> None:
         self.rules = MasqueradeRules(ipv4=False, ipv6=False)
         self.tables: dict[str, Table[bytes, bool]] = {name: Table() for name in SETS}
-        self._cidrs = {name: OutermostCidrs() for name in SETS}
+        self._cidrs = {name: CountedCidrs() for name in SETS}
         self._messages = {name: ElementMessages(TABLE, name, size_of(name)) for name in SETS}
         self._intervals: dict[str, dict[bytes, tuple[bytes, ...]]] = {name: {} for name in SETS}
         self._open: dict[str, tuple[bytes, ...]] = {}
@@ -138,7 +139,7 @@ class Sets:
         for version in VERSIONS:
             added = [cidr for cidrs in new.values() for cidr in set(cidrs) if cidr.version == version]
             if added:
-                self._want(f"known{version}", *self._cidrs[f"known{version}"].add_all(added))
+                self._want(f"known{version}", self._cidrs[f"known{version}"].add_all(added))
 
     def retain_unknown(self) -> None:
         """Desire, too, what the kernel has as known CIDRs and no node explains."""
@@ -155,14 +156,17 @@ class Sets:
         changed = []
         for prefix in set(now) - set(before):
             name = f"{kind}{prefix.version}"
-            changed += self._want(name, *self._cidrs[name].add(prefix))
+            changed += self._want(name, self._cidrs[name].add(prefix))
         for prefix in set(before) - set(now):
             name = f"{kind}{prefix.version}"
-            changed += self._want(name, *self._cidrs[name].remove(prefix))
+            changed += self._want(name, self._cidrs[name].remove(prefix))
         return changed
 
-    def _want(self, name: str, appeared: list[Cidr], disappeared: list[Cidr]) -> list[IntervalElement]:
-        table, changed = self.tables[name], []
+    def _want(self, name: str, change: Change | None) -> list[IntervalElement]:
+        """The set needs exactly the CIDRs that no other contains."""
+        if change is None:
+            return []
+        (appeared, disappeared), table, changed = change, self.tables[name], []
         # Out first: a CIDR that takes another's place may begin, or end, where that one does.
         for interval in map(keys, disappeared):
             for key in interval:
