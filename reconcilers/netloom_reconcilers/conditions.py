@@ -43,12 +43,18 @@ class Conditions:
         events: EventRecorder,
         field_manager: str = OPERATOR,
         on_write: Callable[[str], object] = lambda kind: None,
+        *,
+        fenced: bool = False,
     ) -> None:
-        """`on_write` is called with the kind of the object before each write: who writes counts."""
+        """`on_write` is called with the kind of the object before each write: who writes counts. fenced: a write is of
+        the version that was judged alone. Of a patch of the status the API server compares nothing else, not the uid:
+        one that is late would be told of a successor, or against what was told since, and who looks only when
+        something else than the status changed would never see that."""
         self._api = api
         self._events = events
         self._field_manager = field_manager
         self._on_write = on_write
+        self._fenced = fenced
 
     async def set(
         self,
@@ -68,7 +74,7 @@ class Conditions:
         with None Unknown, unless `status` says otherwise.
         warns: it is, and there is something to be done all the same. observes: that it holds of a newer spec, too, is
         worth a write. beside: further fields of the status, which this
-        field manager owns as well."""
+        field manager owns as well. Raises Conflict where it is fenced and somebody wrote in between."""
         meta = obj.metadata
         status = status or ("Unknown" if good is None else "True" if good else "False")
         old = condition_of(obj.status.conditions, type_)
@@ -86,14 +92,19 @@ class Conditions:
         wire = {each.name: each.encode_name for each in msgspec.structs.fields(obj.status)}
         more = {wire[name]: msgspec.to_builtins(value) for name, value in beside.items() if value not in (None, "")}
         told = {"conditions": [msgspec.to_builtins(new)], **more}
-        patch = {"metadata": {"name": meta.name, "uid": meta.uid}, "status": told}
+        fence = {"resourceVersion": meta.resource_version} if self._fenced else {}
+        patch = {"metadata": {"name": meta.name, "uid": meta.uid, **fence}, "status": told}
         self._on_write(res.kind)
         try:
             return await self._api.patch(
                 res, meta.name, patch, subresource="status", kind="apply", field_manager=self._field_manager
             )
-        except (Conflict, NotFound):
-            return None  # it was deleted, or re-created: its next reconcile says what holds then
+        except Conflict:
+            if self._fenced:
+                raise
+            return None
+        except NotFound:
+            return None  # it was deleted: the next reconcile of one that is made anew says what holds then
 
 
 async def apply(

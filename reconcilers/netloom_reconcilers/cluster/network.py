@@ -6,6 +6,7 @@ import asyncio
 import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 
 from msgspec.structs import replace
 
@@ -22,6 +23,7 @@ from netloom.cidr import Cidr, addresses_in, format_address, parse_address
 from netloom.ipam import settings as ipam_settings
 from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.pool import Exhausted
+from netloom.runtime.errors import Conflict
 from netloom_reconcilers.cluster.allocation.commit_queue import CommitQueue
 from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
 from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Member
@@ -116,9 +118,12 @@ class NetworkReconciler(Member):
 
     async def tell_crash(self, crash: str) -> None:
         """Says so at the network, without a look at anything that may have crashed."""
-        if (network := self._networks.get(NETWORK_NAME)) is not None:
-            problem = _crashed(crash)
-            await self._conditions.set(NETWORKS, network, READY, False, problem.reason, said(problem, _NETWORK))
+        problem = _crashed(crash)
+        while (network := self._networks.get(NETWORK_NAME)) is not None:
+            with suppress(Conflict):
+                await self._conditions.set(NETWORKS, network, READY, False, problem.reason, said(problem, _NETWORK))
+                return
+            self._networks.put(await self._api.get(NETWORKS, NETWORK_NAME))
 
     # What is wrong
 

@@ -118,9 +118,15 @@ class ModelServer:
     def _patch(self, request: Request) -> Json:
         old = self._existing(request)
         meta = request.body.get("metadata", {})
-        for field in ("resourceVersion", "uid"):
-            if meta.get(field, old["metadata"][field]) != old["metadata"][field]:
-                raise Conflict(409, "Conflict", f"{request}: {field} differs")
+        differ = [
+            field
+            for field in ("resourceVersion", "uid")
+            if meta.get(field, old["metadata"][field]) != old["metadata"][field]
+        ]
+        if "resourceVersion" in differ:
+            raise Conflict(409, "Conflict", f"{request}: the object has been modified")
+        if differ and request.subresource != "status":  # there, all metadata of a patch is passed over
+            raise Invalid(422, "Invalid", f"{request}: metadata.uid: field is immutable")
         new = _copy(old)
         if request.subresource == "status":
             change = {"status": request.body.get("status", {})}

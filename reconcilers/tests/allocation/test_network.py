@@ -418,6 +418,17 @@ def test_addresses_of_two_modes_stop_allocation_and_say_so(empty: World) -> None
 # What makes no sense
 
 
+def test_a_crash_is_told_at_a_network_that_somebody_edited_meanwhile(world: World) -> None:
+    operator = world.start()
+    world.calm(10)
+    world.edit("netloomnetworks", "default", mtu=1400)
+    last_words = operator.loop.create_task(operator.allocation.tell_crash("allocation crashed: out of luck."))
+    world.work(operator, 2, blind="netloomnetworks")
+    assert last_words.done()
+    told = [event.object.get("status", {}).get("conditions", ()) for event in world.server.events]
+    assert "OperatorCrashed" in {each["reason"] for conditions in told for each in conditions}
+
+
 def test_no_network_is_no_reason_to_crash(empty: World) -> None:
     empty.join("a")
     empty.start()

@@ -185,6 +185,20 @@ def test_a_pool_that_was_made_anew_while_nobody_watched_is_the_youngest_and_is_t
     assert pools.condition("netloomippools", "younger")[:2] == ("True", "Ready")
 
 
+def test_what_is_told_of_a_pool_is_not_told_of_its_successor(pools: World) -> None:
+    """The API server compares no uid where a status is patched, and a request may be late by a minute."""
+    operator = pools.start()
+    pools.calm(10)
+    pools.edit("netloomippools", "blue", draining=True)
+    late = pools.delay(pools.until(operator, "patch netloomippools"))
+    pools.delete("netloomippools", "blue")
+    pools.apply_pool("blue", "10.1.0.0/27")
+    pools.work(operator, 20)
+    assert pools.condition("netloomippools", "blue")[:2] == ("True", "Ready")
+    pools.handle(late)
+    assert pools.condition("netloomippools", "blue")[:2] == ("True", "Ready")
+
+
 def test_named_ranges_are_kept_free(pools: World) -> None:
     pools.edit("netloomippools", "default", reservedCIDRs=["10.0.0.0/27"])
     pools.join("a")

@@ -84,7 +84,7 @@ class Allocation:
         """`crashes` gives what crashed in this process of late, as sentences; call `look` when that changed."""
         policy = policy or BatchPolicy()
         conditions, addressing = (
-            Conditions(api, events, manager, lambda kind: metrics.WRITES.labels(kind, "apply").inc())
+            Conditions(api, events, manager, lambda kind: metrics.WRITES.labels(kind, "apply").inc(), fenced=True)
             for manager in (OPERATOR, ADDRESSES)
         )
         self._stores = stores
