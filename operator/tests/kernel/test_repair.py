@@ -217,6 +217,24 @@ async def test_the_mtu_follows_the_underlay(node: Namespace, planes: Planes) -> 
             await eventually(lambda: plane.report.mtu == mtu - 50)  # noqa: B023
 
 
+async def test_ipv6_ends_where_the_mtu_is_too_small_for_it_and_comes_back(node: Namespace, planes: Planes) -> None:
+    plane = await planes.open()
+    await plane.apply(mesh())
+    before = node.owned()
+    async with running(plane):
+        node.ip("link set eth0 mtu 1300")
+        await eventually(lambda: bool(plane.report.failures))
+        await eventually(lambda: ":" not in node.ip("-6 route show proto 158"))
+        assert list(map(str, plane.report.failures)) == [
+            "mtu netloom_vxlan: 1250 bytes are less than the 1280 that IPv6 needs (eth0 has 1300, less 50 for the "
+            "tunnel), so IPv6 packets of pods do not pass. Let the network between the nodes carry 1330"
+        ]
+        assert plane.report.pending == 1
+        node.ip("link set eth0 mtu 1500")
+        await becomes(node.owned, before)
+        await eventually(lambda: plane.report.in_sync, lambda: str(plane.report))
+
+
 async def test_the_mtu_follows_the_nodes_address_to_another_device(node: Namespace, planes: Planes) -> None:
     node.ip("link add jumbo mtu 9000 type veth peer name far")
     node.ip("link set jumbo up")

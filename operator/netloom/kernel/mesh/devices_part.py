@@ -241,21 +241,27 @@ class DeviceWork:
         learners = self._learners(node, interfaces, outside)
         self._switch(of_node(names, learners, ipv6=node.ipv6, native=NO_ENCAPSULATION in node.encapsulations))
         tunnels: dict[Encapsulation, int] = {}
+        narrow = set[Encapsulation]()
         there = {link.ifindex for link in interfaces.links}
         for encapsulation in node.tunnels:
-            mtu = device.tunnel_mtu(underlay.mtu, encapsulation, interfaces)
-            interfaces = self._prepare_tunnel(node, encapsulation, mtu, interfaces, known.get(encapsulation, 0))
+            mtu, fit = device.tunnel_mtu(underlay.mtu, encapsulation, interfaces), node
+            if node.ipv6 and mtu < device.IPV6_MTU:
+                narrow.add(encapsulation)
+                fit = device.without_ipv6(node)
+                refused = device.explain_without_ipv6(underlay.mtu, encapsulation, mtu)
+                self._refused[refused.item] = refused
+            interfaces = self._prepare_tunnel(fit, encapsulation, mtu, interfaces, known.get(encapsulation, 0))
             link = interfaces.link(encapsulation.device)
             if link is None or device.unfit(link, encapsulation):
                 continue
-            found.surplus = found.surplus or any(device.surplus_addresses(node, link, interfaces))
+            found.surplus = found.surplus or any(device.surplus_addresses(fit, link, interfaces))
             if link.ifindex not in there:
                 self._leave_merging_to(merged_at(underlay.links, interfaces, receive_offload.is_on), link.name)
             if link.up:
                 tunnels[encapsulation] = link.ifindex
         found.surplus = found.surplus or any(device.unwanted(node, interfaces))
         found.device_state = DeviceState(
-            tunnels, node.vni, node.ipv6, device.native_mtu(node, found.underlay), node.strict
+            tunnels, node.vni, node.ipv6, device.native_mtu(node, found.underlay), node.strict, frozenset(narrow)
         )
         found.mtu = underlay.mtu
         if node.tunnels and underlay.mtu.bytes:
@@ -299,8 +305,11 @@ class DeviceWork:
         if link is None or device.unfit(link, encapsulation):
             return interfaces
         self.flushed = self.flushed or not link.up
+        if self._take(device.resizing(link, mtu)):
+            interfaces = self.read()
+            link = interfaces.link(encapsulation.device) or link
         self._switch(of_tunnel(encapsulation.device, ipv6=node.ipv6, strict=is_strict()))
-        if self._take(device.adjustment(node, link, mtu)):
+        if self._take(device.adjustment(node, link)):
             interfaces = self.read()
             link = interfaces.link(encapsulation.device) or link
         self._take(device.missing_addresses(node, link, interfaces))

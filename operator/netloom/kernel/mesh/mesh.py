@@ -317,6 +317,8 @@ class Mesh:
     def _family_rows(self, peer: Peer, size: int, prefixes: list[Cidr]) -> PeerRows:
         """In the first of the peer's encapsulations that is possible; empty if none is."""
         for encapsulation in peer.encapsulations:
+            if size == 16 and encapsulation in self.device_state.narrow:
+                continue
             if encapsulation.is_tunnel:
                 ifindex, mac, mtu = self.device_state.tunnels.get(encapsulation, 0), peer.mac, 0
                 gateway = peer.underlay if size == 4 else link_local_of(peer.mac)

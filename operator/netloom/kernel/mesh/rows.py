@@ -163,7 +163,8 @@ class DirectRoute(msgspec.Struct, frozen=True):
 
 
 class DeviceState(msgspec.Struct, frozen=True):
-    """What rows stand on. `tunnels`: the ifindexes of the tunnel devices that are up.
+    """What rows stand on. `tunnels`: the ifindexes of the tunnel devices that are up. `narrow`: those tunnels that are
+    too small for IPv6.
 
     ipv6: whether this node has an IPv6 pod CIDR itself; a node without one has no source for such traffic, and often
     no IPv6 at all. native_mtu: bytes, of native routes, where that is less than the device's; else 0. strict: nothing
@@ -175,6 +176,7 @@ class DeviceState(msgspec.Struct, frozen=True):
     ipv6: bool = False
     native_mtu: int = 0
     strict: bool = False
+    narrow: frozenset[Encapsulation] = frozenset()
 
 
 class FamilyRows(msgspec.Struct, frozen=True, gc=False):

@@ -12,6 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from netloom.cidr import Address
+from netloom.kernel.keeper.part import RefusedEntry
 from netloom.kernel.mac import format_mac, link_local_of
 from netloom.kernel.mesh.desired import MeshNode
 from netloom.kernel.mesh.encapsulation import OVERHEAD, Encapsulation
@@ -22,6 +23,10 @@ from netloom.kernel.ownership import MESH
 
 DEFAULT_MTU = 1500
 """Bytes; Ethernet's, while there is no device to take it from."""
+
+
+IPV6_MTU = 1280
+"""Bytes (RFC 8200): from a device that has less the kernel takes IPv6 away, with addresses, neighbours and routes."""
 
 
 class DeviceStep(msgspec.Struct, frozen=True):
@@ -96,6 +101,20 @@ def tunnel_mtu(underlay: Mtu, encapsulation: Encapsulation, interfaces: Interfac
     if underlay.bytes or device is None:
         return (underlay.bytes or DEFAULT_MTU) - OVERHEAD
     return device.mtu
+
+
+def without_ipv6(node: MeshNode) -> MeshNode:
+    """As if it had no IPv6 pod CIDR."""
+    return replace(node, addresses=tuple(address for address in node.addresses if len(address) == 4))
+
+
+def explain_without_ipv6(underlay: Mtu, encapsulation: Encapsulation, mtu: int) -> RefusedEntry:
+    """Why IPv6 packets of pods do not get into the tunnel, and what to do. mtu: bytes, of its device."""
+    why = (
+        f"{mtu} bytes are less than the {IPV6_MTU} that IPv6 needs ({underlay.why}, less {OVERHEAD} for the tunnel), "
+        f"so IPv6 packets of pods do not pass. Let the network between the nodes carry {IPV6_MTU + OVERHEAD}"
+    )
+    return RefusedEntry(("mtu", encapsulation.device), why)
 
 
 def native_mtu(node: MeshNode, underlay: Iterable[Link]) -> int:
@@ -188,7 +207,14 @@ def unwanted(node: MeshNode | None, interfaces: Interfaces) -> Iterator[DeviceSt
             yield _deletion(link, "no tunnel uses it")
 
 
-def adjustment(node: MeshNode, link: Link, mtu: int) -> Iterator[DeviceStep]:
+def resizing(link: Link, mtu: int) -> Iterator[DeviceStep]:
+    """To be done first: a device that grows may have no IPv6 before."""
+    if link.mtu != mtu:
+        text, message = f"link set {link.name} mtu {mtu}", links.change(link.ifindex, mtu=mtu)
+        yield DeviceStep("link", link.name, text, message, link=replace(link, mtu=mtu))
+
+
+def adjustment(node: MeshNode, link: Link) -> Iterator[DeviceStep]:
     """What has to be set on the device; up comes last, so that nothing is sent before all is right."""
     name = link.name
 
@@ -203,8 +229,6 @@ def adjustment(node: MeshNode, link: Link, mtu: int) -> Iterator[DeviceStep]:
         yield step("addrgenmode none", links.set_no_generated_addresses(link.ifindex))
     if link.mac != node.mac:
         yield step(f"address {format_mac(node.mac)}", links.change(link.ifindex, address=node.mac))
-    if link.mtu != mtu:
-        yield step(f"mtu {mtu}", links.change(link.ifindex, mtu=mtu))
     if link.master:
         yield step("nomaster", links.change(link.ifindex, master=0))
     if not link.up:
