@@ -217,6 +217,17 @@ class NodeFeature:
         return await self.keeper.left() if self.keeper is not None else []
 
 
+def remove_files(paths: Iterable[Path]) -> list[Failure]:
+    """Remove them; those that would not go."""
+    failed = []
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            failed.append(Failure(kind="file", key=str(path), error=error.strerror or str(error)))
+    return failed
+
+
 def written_metric(name: str, text: str, report: Any) -> Metric:
     """A counter of the requests that a keeper wrote, by message."""
     return counter(name, text, report.written, "message")

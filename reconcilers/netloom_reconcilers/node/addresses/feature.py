@@ -25,7 +25,7 @@ from netloom.runtime.backoff import Backoff
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, Forbidden
 from netloom.runtime.manager import Run
-from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness, missing
+from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness, missing, remove_files
 from netloom_reconcilers.node.addresses import machine, running, telling
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, CheckpointFound, files
 from netloom_reconcilers.node.addresses.metrics import metrics_of
@@ -378,13 +378,7 @@ class AddressesFeature(NodeFeature):
 
     async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
         """As planned."""
-        planned, failed = await self.plan_cleanup(), []
-        for path in self._left():
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                failed.append(Failure(kind="file", key=str(path), error=error.strerror or str(error)))
-        return planned, failed
+        return await self.plan_cleanup(), remove_files(self._left())
 
     def _left(self) -> list[Path]:
         return [*files(self._state), *([self._socket] if self._socket.exists() else [])]

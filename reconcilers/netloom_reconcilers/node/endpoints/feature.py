@@ -21,19 +21,19 @@ from netloom.kernel.endpoints.keeper import EndpointsKeeper, EndpointsReport
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.controller import Controller
 from netloom.runtime.manager import Run
-from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
+from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness, remove_files
 from netloom_reconcilers.node.addresses.server import serve
 from netloom_reconcilers.node.addresses.service import NoAddress
+from netloom_reconcilers.node.endpoints import deletions as written_down
 from netloom_reconcilers.node.endpoints.attachments import Attachments, endpoint_of
 from netloom_reconcilers.node.endpoints.commands import Commands
 from netloom_reconcilers.node.endpoints.deletions import Deletions
 from netloom_reconcilers.node.endpoints.foreign_pods import ForeignPods
-from netloom_reconcilers.node.endpoints.install import Installer, binary_of, conflist_of
+from netloom_reconcilers.node.endpoints.install import Installer, binary_of, conflist_of, installed
 from netloom_reconcilers.node.endpoints.metrics import metrics_of
 from netloom_reconcilers.node.endpoints.mtu import PodMtu
 from netloom_reconcilers.node.endpoints.networks import FILE, Networks
-from netloom_reconcilers.node.endpoints.options import CniOptions, on_host
-from netloom_reconcilers.node.endpoints.removal import Removal
+from netloom_reconcilers.node.endpoints.options import CniOptions, Places, on_host
 from netloom_reconcilers.node.endpoints.server import CniServer
 from netloom_reconcilers.node.endpoints.taint import Taint
 from netloom_reconcilers.node.endpoints.vanished import Vanished
@@ -66,16 +66,14 @@ class EndpointsFeature(NodeFeature):
         that is wrong with the node."""
         self._wrong: tuple[object, ...] = ((), ())
         self._node_uid = ""
-        self._removal: Removal | None = None
+        self._state_dir = context.state_dir or context.run_dir
         self._mtu = PodMtu(context.node_name, lambda: context.mesh)
         if context.cni is None:
             return
         self.keeper = EndpointsKeeper(on_report=self._reported, lifeline_at=self._lifeline_at)
-        state = context.state_dir or context.run_dir
-        self._removal = Removal(self.keeper, context.cni, state / FILE)
         if context.addresses is None:
             return
-        self._serve_by(context.cni, self.keeper, Networks(state))
+        self._serve_by(context.cni, self.keeper, Networks(self._state_dir))
 
     def _lifeline_at(self, address: Address) -> str:
         """No pod is given such an address, whoever gives addresses here: the node could not reach it any more."""
@@ -379,9 +377,21 @@ class EndpointsFeature(NodeFeature):
         return await self.keeper.plan(found)
 
     async def plan_cleanup(self) -> list[PlannedChange]:
-        """Pods' interfaces; the files, the configuration first."""
-        return await self._removal.plan() if self._removal is not None else []
+        """The files on the host, the configuration first, and what is in the kernel."""
+        files = [PlannedChange(f"rm {path}", "of the CNI plugin") for path in self._files()]
+        return [*files, *await super().plan_cleanup()]
 
     async def cleanup(self) -> tuple[list[PlannedChange], Sequence[Failure]]:
         """As planned."""
-        return await self._removal.do() if self._removal is not None else ([], ())
+        if self.keeper is None:
+            return [], ()
+        planned, failed = await self.plan_cleanup(), remove_files(self._files())
+        return planned, (*failed, *(await self.keeper.cleanup()).failures)
+
+    def _files(self) -> list[Path]:
+        options = self._options
+        if options is None:
+            return []
+        places = options.install or Places()
+        mine = [options.socket, self._state_dir / FILE, *written_down.files(options.deletions)]
+        return [*installed((conflist_of(places), binary_of(places))), *(each for each in mine if each.exists())]
