@@ -18,6 +18,7 @@ from netloom.api.ipam_modes import IpamMode, mode_named
 from netloom.api.odd_addresses import in_pod_cidr, is_usable, no_address, odd_addresses
 from netloom.api.problem import Problem
 from netloom.api.v1alpha1 import Address, NetloomNode, NodeIPAM
+from netloom.cidr import Version
 from netloom.ipam import settings as ipam_settings
 from netloom.ipam import wants as pool_wants
 from netloom.ipam.plan import BlockRequest, Grant, Want
@@ -95,7 +96,7 @@ class NodesReconciler(Member):
     async def _allocate(self, node: Node, obj: NetloomNode | None) -> float | None:
         if self._mode.from_pools:
             return await self._serve(node, obj)
-        request = self._request(node)
+        request = self._request(node, obj)
         if isinstance(request, Problem):
             return await self._writes.refuse(obj or node, request)
         if self._mode.from_outside:
@@ -104,7 +105,7 @@ class NodesReconciler(Member):
             return LAG_SECONDS if await self._writes.make(node) is None else self._outside.wait(node.metadata.name)
         return await self._give(node, obj, request)
 
-    def _request(self, node: Node) -> BlockRequest | Problem:
+    def _request(self, node: Node, obj: NetloomNode | None) -> BlockRequest | Problem:
         name = node.metadata.name
         settings = self._configuration.settings
         if settings is None:
@@ -112,7 +113,9 @@ class NodesReconciler(Member):
         if not settings.rules.is_implemented:
             return ipam_settings.not_implemented(settings.mode)
         if not settings.rules.from_node:
-            return BlockRequest(name, settings.mode, wants=tuple(Want("", each.version) for each in settings.families))
+            lacking = self._lacks(obj) if obj is not None else [each.version for each in settings.families]
+            wants = tuple(Want("", version) for version in lacking)
+            return BlockRequest(name, settings.mode, wants=wants, partly=len(wants) < len(settings.families))
         if not node.brought:
             return waiting.problem(name, "PodCIDRsMissing", "Node spec.podCIDRs is empty.", _who_writes(settings.rules))
         cidrs = ipam_settings.brought(node)
@@ -217,7 +220,7 @@ class NodesReconciler(Member):
         if not any(blocks(obj.spec.ipam)) and not (self._mode.from_outside or self._mode.from_pools):
             stray = self._outside.stray(obj, self._mode)
             return await (self._writes.refuse(obj, stray) if stray else self._allocate(node, obj))
-        more = self._brings_more(node, obj)
+        more = self._brings_more(node, obj) or bool(self._lacks(obj))
         why: Reason | None = node_objects.unusable(obj) or await self._adopt(obj)
         if why is None and not more and self._cannot_keep(node, obj):
             why = _differing(node, obj, self._mode)
@@ -259,6 +262,18 @@ class NodesReconciler(Member):
             return False
         cidrs = ipam_settings.brought(node)
         return not isinstance(cidrs, Problem) and set(cidrs) > set(node_objects.held(obj))
+
+    def lacking(self) -> list[str]:
+        """Nodes that are still to be given a block of a family, which the cluster's CIDRs have since they joined."""
+        return [each.metadata.name for each in self._netloom_nodes.values() if self._lacks(each)]
+
+    def _lacks(self, obj: NetloomNode) -> list[Version]:
+        """Families of which the cluster's CIDRs have blocks, and the node none."""
+        settings = self._configuration.settings
+        if settings is None or not settings.rules.from_network:
+            return []
+        held = {cidr.version for cidr in node_objects.held_blocks(obj)}
+        return [each.version for each in settings.families if each.version not in held]
 
     async def _adopt(self, obj: NetloomNode) -> Reason | None:
         """Enters what the object holds into the ledgers, where it is missing there."""

@@ -219,6 +219,27 @@ def test_addresses_follow_the_node_and_heartbeats_cost_nothing(world: World) -> 
 # Dual stack
 
 
+def test_a_family_that_the_network_gets_later_is_given_to_the_nodes_that_live(empty: World) -> None:
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/16"], ipv4MaskSize=24)
+    for name in "abc":
+        empty.join(name)
+    operator = empty.start()
+    empty.calm(20)
+    later = {"ipv6PodCIDRList": ["fd00::/63"], "ipv6MaskSize": 64}  # 2 blocks
+    empty.edit("netloomnetworks", "default", ipam={"clusterPool": later})
+    empty.calm(20)
+    assert empty.texts() == {"a": "10.0.0.0/24 fd00::/64", "b": "10.0.1.0/24 fd00:0:0:1::/64", "c": "10.0.2.0/24"}
+    assert empty.condition("netloomnodes", "c")[:2] == ("False", "ClusterPoolExhausted")
+    assert operator.said.reasons("NetloomNode/a") == []
+    empty.edit("netloomnetworks", "default", ipam={"clusterPool": {"ipv6PodCIDRList": ["fd00::/63", "fd01::/64"]}})
+    empty.calm(20)
+    assert empty.texts()["c"] == "10.0.2.0/24 fd01::/64"
+    assert empty.condition("netloomnodes", "c")[0] == "True"
+    begin = len(empty.server.executed)
+    empty.calm(100)
+    assert not empty.writes(begin)["patch netloomnodes"]
+
+
 def dual(world: World) -> None:
     world.apply_network(
         ipv4PodCIDRList=["10.0.0.0/23"], ipv4MaskSize=24, ipv6PodCIDRList=["fd00::/119"], ipv6MaskSize=120

@@ -115,7 +115,7 @@ def difference(
 ) -> dict[str, Any]:
     """The merge patch that makes the object follow its Node, fenced by its version; empty where it does already.
 
-    `addresses`: see `last_known_addresses`. `given`: what it gets now; of pools, beside what it has.
+    `addresses`: see `last_known_addresses`. `given`: what it gets now, beside what it has.
     """
     meta: dict[str, Any] = {}
     spec: dict[str, Any] = {}
@@ -126,7 +126,7 @@ def difference(
     if addresses != obj.spec.addresses:
         spec["addresses"] = [msgspec.to_builtins(each) for each in addresses]
     if given:
-        spec["ipam"] = msgspec.to_builtins(_holding(mode, given, obj.spec.ipam.pools))
+        spec["ipam"] = msgspec.to_builtins(_holding(mode, given, obj.spec.ipam))
     elif not obj.spec.ipam.mode and holds(obj.spec.ipam):
         spec["ipam"] = {"mode": mode}
     elif obj.spec.ipam.mode not in ("", mode) and not is_in_use(obj):
@@ -140,12 +140,14 @@ def difference(
     return {"metadata": meta, "spec": spec} if spec else {"metadata": meta}
 
 
-def _holding(mode: str, given: Collection[Block], had: NodePools | None = None) -> NodeIPAM:
-    """What is given now in the field of its kind; in that of pools, all that the node has then."""
+def _holding(mode: str, given: Collection[Block], had: NodeIPAM | None = None) -> NodeIPAM:
+    """All that the node has then, in the field of what is given now."""
     of_mode = cast(IPAMMode, mode)
     if not any(block.pool for block in given):
-        return NodeIPAM(mode=of_mode, pod_cidrs=tuple(str(block.cidr) for block in given))
-    texts: dict[str, list[str]] = {each.pool: list(each.cidrs) for each in had.allocated} if had else {}
+        new = tuple(str(block.cidr) for block in given)
+        kept = tuple(text for text in had.pod_cidrs if text not in new) if had else ()
+        return NodeIPAM(mode=of_mode, pod_cidrs=(*kept, *new))
+    texts: dict[str, list[str]] = {each.pool: list(each.cidrs) for each in had.pools.allocated} if had else {}
     for pool, cidr in given:
         texts.setdefault(pool, []).append(str(cidr))
     allocated = tuple(PoolAllocation(pool=pool, cidrs=tuple(cidrs)) for pool, cidrs in texts.items())

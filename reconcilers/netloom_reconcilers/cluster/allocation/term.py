@@ -134,7 +134,7 @@ class Allocation:
                 for name in names:
                     self.pools.enqueue_after(name, GATHER_SECONDS)
             case Changed.SETTINGS:
-                self._enqueue(self._waiting.woken())
+                self._enqueue([*self._waiting.woken(), *self._nodes.lacking()])
                 self._pools.settings_changed()
                 self.look()
                 self.network.enqueue_after(IN_USE_KEY, QUIET_SECONDS)
