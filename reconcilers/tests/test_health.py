@@ -22,7 +22,7 @@ from netloom.api.v1alpha1 import (
     NodeIPAM,
 )
 from netloom.runtime.clock import ServerClock
-from netloom.runtime.errors import ApiError, NotFound, Unavailable
+from netloom.runtime.errors import ApiError, Forbidden, NotFound, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers.cluster.health import LOOK_SECONDS, Health, HealthCaches
 from netloom_reconcilers.cluster.summary import METRICS, RETELL_SECONDS, SETTLE_SECONDS
@@ -41,6 +41,7 @@ class World:
         self.clock = ServerClock()
         self.failing: ApiError | None = None
         self.slow = 0.0
+        self.refused: set[str] = set()
         self.ready = "True"
         self.writes: list[tuple[str, str, str, str]] = []
         self.events: list[str] = []
@@ -122,6 +123,8 @@ class World:
         assert options == {"subresource": "status", "kind": "apply", "field_manager": "netloom-operator-health"}
         store: Store[Any] = self.caches.networks if res is NETWORKS else self.caches.netloom_nodes
         obj = store.get(name)
+        if name in self.refused:
+            raise Forbidden(403, "Forbidden", f"{name}: a policy says no")
         (told,) = patch["status"]["conditions"]
         assert told["type"] == ("Degraded" if res is NETWORKS else "DataplaneReady")
         self.writes.append((name, told["status"], told["reason"], told["message"]))
@@ -287,6 +290,14 @@ async def test_an_api_server_that_does_not_answer(how: str) -> None:
     await world.health.turn()
     await world.pass_(50)
     assert world.marked() == ["n0"]
+
+
+async def test_a_node_whose_object_takes_no_writes_keeps_nothing_from_the_others() -> None:
+    """A policy of the cluster's refuses them, say; and the summary is told, too."""
+    world = World(nodes=3)
+    world.refused = {"n0", "n1"}
+    await world.pass_(90)
+    assert {name for name, *_ in world.writes} == {"n2", "default"}
 
 
 async def test_a_node_that_goes_meanwhile() -> None:

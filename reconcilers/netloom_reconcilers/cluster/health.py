@@ -29,7 +29,7 @@ from netloom.api.verdict import Verdict, judge
 from netloom.runtime.allowance import Allowance, Pace
 from netloom.runtime.cancellation import last_words
 from netloom.runtime.clock import boottime, timestamp
-from netloom.runtime.errors import ApiError, NotFound
+from netloom.runtime.errors import ApiError, NotFound, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers.cluster.agents_heard import AgentsHeard
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
@@ -115,11 +115,11 @@ class Health:
         self._listen()
         self._heard.expect(set(self._caches.netloom_nodes))  # without one, an agent has no Lease
         verdict = METRICS.verdict = self._verdict()
-        try:
-            await self._mark()
-            await self.summary.tell(verdict)
-        except ApiError as error:
-            log.warning("what is wrong with the cluster is not told", error=str(error))
+        for tell in (self._mark, lambda: self.summary.tell(verdict)):
+            try:
+                await tell()
+            except ApiError as error:
+                log.warning("what is wrong with the cluster is not told", error=str(error))
 
     def look(self) -> None:
         """Crashes are told by others."""
@@ -192,9 +192,15 @@ class Health:
             self._heard.nothing_heard()
             return False
         if why:
-            written = await self._conditions.set(
-                NETLOOM_NODES, obj, DATAPLANE_READY, False, NOT_HEARD_OF, why, status="Unknown"
-            )
+            try:
+                written = await self._conditions.set(
+                    NETLOOM_NODES, obj, DATAPLANE_READY, False, NOT_HEARD_OF, why, status="Unknown"
+                )
+            except Unavailable:
+                raise
+            except ApiError as error:  # it is refused of this one, and others are told all the same
+                log.warning("a node is not told that its agent is silent", node=name, error=str(error))
+                return True
             if written is not None:
                 self._caches.netloom_nodes.put(written)
         return True
