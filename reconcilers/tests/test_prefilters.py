@@ -19,6 +19,7 @@ from netloom.api.prefilter import (
 )
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, PREFILTERS, NetloomNode, NetloomNodeStatus
 from netloom.runtime.clock import ServerClock
+from netloom.runtime.errors import Forbidden
 from netloom.runtime.store import Store
 from netloom_reconcilers.cluster.prefilters import (
     FAILURES,
@@ -99,6 +100,7 @@ class World:
         self.clock = ServerClock()
         self.writes: list[tuple[str, str, str]] = []
         self.events: list[str] = []
+        self.refused: set[str] = set()
         stores = {res.kind: Store(res) for res in (PREFILTERS, NODES, NETLOOM_NODES, NETWORKS)}
         caches = SimpleNamespace(store=lambda res, *args, **options: stores[res.kind])
         context = ClusterContext(api=self, events=self, caches=caches)  # type: ignore[arg-type]
@@ -133,6 +135,8 @@ class World:
 
     async def patch(self, res: Any, name: str, patch: Mapping[str, Any], **options: Any) -> NetloomPrefilter:
         """A server-side apply of one condition, and of what is told beside it."""
+        if name in self.refused:
+            raise Forbidden(403, "Forbidden", f"{name}: a policy says no")
         obj = self.feature.prefilters.get(name)
         assert obj is not None
         (told,) = patch["status"]["conditions"]
@@ -171,6 +175,18 @@ async def test_many_nodes_that_take_it_over_are_few_writes() -> None:
     assert [type_ for _, type_, _ in world.writes] == ["Ready", "Whole", "Ready", "Ready"], "one for its counts"
     await world.look(3600)
     assert len(world.writes) == 4
+
+
+async def test_one_that_takes_no_writes_keeps_nothing_from_the_others() -> None:
+    world = World(nodes=1)
+    world.refused = {"a"}
+    world.apply("a")
+    world.apply("b")
+    await world.look()
+    assert world.told("b")[0] == "Waiting"
+    world.refused.clear()
+    await world.look()
+    assert world.told("a")[0] == "Waiting"
 
 
 async def test_a_node_that_fails_and_runs_in_turns_is_told_seldom_and_its_end_is() -> None:

@@ -33,7 +33,7 @@ from netloom.api.prefilter import (
 from netloom.api.prefilter_verdict import NO_NODES
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, PREFILTERS, NetloomNode
 from netloom.runtime.allowance import Allowance, Pace
-from netloom.runtime.errors import ApiError
+from netloom.runtime.errors import ApiError, Unavailable
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
 from netloom_reconcilers.cluster.health import sending_pace
 from netloom_reconcilers.conditions import OPERATOR, Conditions
@@ -199,7 +199,12 @@ class Prefilters:
             if record.found is None:
                 record.found = gathered(prefilter, record.selected, said[name])
                 await asyncio.sleep(0)
-            await self._tell(prefilter, record, record.found)
+            try:
+                await self._tell(prefilter, record, record.found)
+            except Unavailable:
+                raise
+            except ApiError as error:  # it is refused of this one, and others are told all the same
+                log.warning("how a prefilter fares is not told", prefilter=name, error=str(error))
 
     async def _selected(self, prefilters: Iterable[NetloomPrefilter]) -> dict[bytes, tuple[str, ...]]:
         """Names of Nodes, in order, by selector: many prefilters have the same."""
