@@ -1,5 +1,7 @@
 """Messages: what is written is read again, like the last or not; junk is survived."""
 
+import weakref
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from netloom.kernel.mesh.row_readers import (
 )
 from netloom.kernel.mesh.rows import Nexthop, OddRoute, RouteContent
 from netloom.kernel.netlink.links import Link, LocalAddress, read_address, read_link
-from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, RouteMessage, encode, nested
+from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, RouteMessage, decode, encode, nested
 from netloom.kernel.netlink.sockets import walk
 from netloom.kernel.netlink.wire import ATTRIBUTE, HEADER, HEADER_SIZE, attributes
 
@@ -145,3 +147,14 @@ def test_junk_in_a_link_is_no_end_of_the_agent(junk: bytes) -> None:
     seen = read_link(header + message[HEADER_SIZE:] + junk, HEADER_SIZE, len(message) + len(junk))
     assert seen is not None
     assert (seen.name, seen.mtu) == ("eth0", 1400)
+
+
+def test_a_message_goes_with_whoever_reads_it() -> None:
+    """Not when the garbage collector comes by: it keeps the whole answer that it is in."""
+    written = encode(LinkMessage, 16, 0, {"index": 7}, ifname="one", linkinfo=nested(IFLA_INFO_KIND="vxlan"))
+    seen = decode(LinkMessage, written, HEADER_SIZE)
+    kind = next(each for each in seen["attrs"] if each.name == "IFLA_LINKINFO").nla
+    assert kind.get_attr("IFLA_INFO_KIND") == "vxlan"
+    remains = [weakref.ref(seen), weakref.ref(kind)]
+    del seen, kind
+    assert [each() for each in remains] == [None, None]

@@ -18,7 +18,7 @@ _NO_SOCKETS = {"AsyncNetlinkSocket": object, "NetlinkSocket": object}
 _LATER = {"multiprocessing": ("Pipe", "Queue", "Process", "shared_memory")}
 
 with shells("pyroute2", stand_ins={"netlink.nlsocket": _NO_SOCKETS}), imported_later(_LATER):
-    from pyroute2.netlink import NLA_F_NESTED, nla, nlmsg
+    from pyroute2.netlink import NLA_F_NESTED, nla, nlmsg, nlmsg_base
     from pyroute2.netlink.nfnetlink import nftsocket
     from pyroute2.netlink.rtnl.fibmsg import fibmsg
     from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
@@ -28,6 +28,10 @@ with shells("pyroute2", stand_ins={"netlink.nlsocket": _NO_SOCKETS}), imported_l
     from pyroute2.netlink.rtnl.rtmsg import LWTUNNEL_ENCAP_IP, rtmsg
 
 __all__ = ["LWTUNNEL_ENCAP_IP", "decode", "encode", "nftsocket"]
+
+nlmsg_base.chain = property(None, lambda _message, _chain: None)
+"""By this list, for which nobody here asks, each message and each attribute of one would hold itself: 29,000 objects of
+an agent's start with 5,000 peers would wait for the garbage collector, and keep the answers that they are of."""
 
 _TEXT = {"target", "ipaddr", "lladdr", "l2addr"}
 
