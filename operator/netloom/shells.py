@@ -11,8 +11,9 @@ import importlib.machinery
 import importlib.util
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 
@@ -57,8 +58,9 @@ def shells(package: str, *below: str, stand_ins: Mapping[str, Mapping[str, Any]]
 @contextmanager
 def imported_later(modules: Mapping[str, Iterable[str]]) -> Iterator[None]:
     """While it lasts, something stands in the place of these modules that are not imported yet; it imports the module
-    once an attribute of it is asked for, or one of the named functions, which may be taken out of it, is called."""
-    made = {name: _later(name, functions) for name, functions in modules.items() if name not in sys.modules}
+    once an attribute of it is asked for. The names (`Trace*`: all such) may be taken out of it for nothing: what stands
+    for one imports the module when it is called, or asked for an attribute; who inherits from it inherits nothing."""
+    made = {name: _later(name, tuple(names)) for name, names in modules.items() if name not in sys.modules}
     sys.modules.update(made)
     try:
         yield
@@ -68,20 +70,49 @@ def imported_later(modules: Mapping[str, Iterable[str]]) -> Iterator[None]:
                 del sys.modules[name]
 
 
-def _later(name: str, functions: Iterable[str]) -> types.ModuleType:
-    def real(attribute: str) -> Any:
+class _StandIn(types.ModuleType):
+    """What stands for a module that is not imported yet."""
+
+
+class _Later:
+    """What stands for an attribute of a module that is not imported yet."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module, self._name = module, name
+
+    def _real(self) -> Any:
+        return getattr(_imported(self._module), self._name)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._real()(*arguments, **options)
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):  # what `typing` asks everything in an annotation
+            raise AttributeError(f"{self._module}.{self._name} is not imported yet, and has no {attribute!r}")
+        return getattr(self._real(), attribute)
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+        return ()
+
+
+def _later(name: str, taken: tuple[str, ...]) -> types.ModuleType:
+    def asked(attribute: str) -> Any:
         if attribute.startswith("__"):  # what the import system asks every module
             raise AttributeError(f"module {name!r} has no attribute {attribute!r}")
-        return getattr(importlib.import_module(name), attribute)
+        if any(fnmatchcase(attribute, each) for each in taken):
+            return _Later(name, attribute)
+        return getattr(_imported(name), attribute)
 
-    def called_later(function: str) -> Callable[..., Any]:
-        return lambda *arguments, **options: real(function)(*arguments, **options)
-
-    module = shell(name)
-    module.__getattr__ = real  # type: ignore[method-assign]
-    for function in functions:
-        setattr(module, function, called_later(function))
+    module = _StandIn(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    module.__getattr__ = asked  # type: ignore[method-assign]
     return module
+
+
+def _imported(name: str) -> types.ModuleType:
+    if isinstance(sys.modules.get(name), _StandIn):
+        del sys.modules[name]
+    return importlib.import_module(name)
 
 
 def _taken_out(package: str) -> dict[str, types.ModuleType]:

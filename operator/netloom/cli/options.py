@@ -161,7 +161,7 @@ class Logging:
 
     def begin(self) -> None:
         """From now on."""
-        from netloom.runtime import log
+        from netloom.runtime import log, metrics  # noqa: F401 - before what they import is imported by others
 
         log.configure(self.log_format, self.log_level)
 

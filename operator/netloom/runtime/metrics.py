@@ -2,13 +2,33 @@
 asks.
 
 The default registry of prometheus_client is global to the process and filled by whoever is imported.
+
+prometheus_client imports servers and clients of its own, which nobody uses here: they are imported when they are asked
+for. A role therefore imports this module before any other that has metrics.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from netloom.shells import imported_later
+
+_LATER = {
+    "http.server": ("BaseHTTPRequestHandler",),
+    "socketserver": ("ThreadingMixIn",),
+    "urllib.request": (
+        "BaseHandler",
+        "build_opener",
+        "HTTPHandler",
+        "HTTPRedirectHandler",
+        "HTTPSHandler",
+        "Request",
+    ),
+    "wsgiref.simple_server": ("make_server", "WSGIRequestHandler", "WSGIServer"),
+}
+
+with imported_later(_LATER):
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 Numbers = float | Mapping[Any, float]
 """One, or one for each value of a label, or for each tuple of values of several."""
@@ -33,7 +53,6 @@ def _collected(
     for values, number in numbers.items():
         family.add_metric([values] if isinstance(values, str) else values, number)
     return family
-
 
 REGISTRY = CollectorRegistry(auto_describe=True)
 ProcessCollector(registry=REGISTRY)

@@ -12,16 +12,28 @@ import pytest
 from netloom_e2e.certificates import Authority
 
 NEEDLESS = {
+    "aiohttp.tracing",
+    "attr.validators",
     "cryptography",
     "dateutil",
+    "email.policy",
+    "html",
+    "http.client",
+    "http.server",
     "kubernetes_asyncio.client.models",
     "multiprocessing",
     "pydantic",
     "rich",
+    "socketserver",
+    "urllib.request",
     "urllib3",
+    "wsgiref",
 }
 TELL = """
-import netloom.cli, netloom.runtime.log, netloom.roles.{role}, netloom.runtime.loop, json, ssl, sys
+import netloom.cli
+from netloom.cli.options import Logging
+Logging().begin()
+import netloom.roles.{role}, netloom.runtime.loop, json, ssl, sys
 brought = list(sys.modules)
 import aiohttp.connector
 from netloom.runtime.metrics import REGISTRY
