@@ -54,6 +54,7 @@ def _collected(
         family.add_metric([values] if isinstance(values, str) else values, number)
     return family
 
+
 REGISTRY = CollectorRegistry(auto_describe=True)
 ProcessCollector(registry=REGISTRY)
 

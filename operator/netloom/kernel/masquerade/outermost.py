@@ -1,6 +1,7 @@
 """CIDRs to the elements of an nftables interval set, and back."""
 
 from netloom.cidr import Cidr
+from netloom.cidr.counted_cidrs import CountedCidrs
 from netloom.kernel.netlink.nftables import END, START
 
 
@@ -13,6 +14,15 @@ def keys(cidr: Cidr) -> tuple[bytes, ...]:
     if behind >> len(start) * 8:
         return (start + START,)
     return start + START, behind.to_bytes(len(start), "big") + END
+
+
+def interval_of(key: bytes, cidrs: CountedCidrs) -> tuple[bytes, ...]:
+    """The elements of the outermost CIDR that this is the start or the end of; none if it is neither. Searched for: held
+    ready for each element, those of 5,000 nodes were 0.5 MiB, and one is asked for only when it is amiss."""
+    number = int.from_bytes(key[:-1], "big") - key.endswith(END)
+    cidr = cidrs.overlap(Cidr.of(number.to_bytes(len(key) - 1, "big"))) if number >= 0 else None
+    interval = keys(cidr) if cidr is not None else ()
+    return interval if key in interval else ()
 
 
 def cidr_of(interval: tuple[bytes, ...]) -> Cidr | None:

@@ -13,7 +13,7 @@ from netloom.cidr import LINK_LOCAL, MULTICAST, VERSIONS, Cidr, format_address
 from netloom.cidr.counted_cidrs import Change, CountedCidrs
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.keeper.transaction import ELEMENT, Write
-from netloom.kernel.masquerade.outermost import cidr_of, keys
+from netloom.kernel.masquerade.outermost import cidr_of, interval_of, keys
 from netloom.kernel.masquerade.ruleset import SETS, SIZES, TABLE, Families, size_of
 from netloom.kernel.netlink.nftables import DELSETELEM, END, NEWSETELEM, START, ElementMessages
 
@@ -98,7 +98,6 @@ class Sets:
         self.tables: dict[str, Table[bytes, bool]] = {name: Table() for name in SETS}
         self._cidrs = {name: CountedCidrs() for name in SETS}
         self._messages = {name: ElementMessages(TABLE, name, size_of(name)) for name in SETS}
-        self._intervals: dict[str, dict[bytes, tuple[bytes, ...]]] = {name: {} for name in SETS}
         self._open: dict[str, tuple[bytes, ...]] = {}
         self.known: dict[str, tuple[Cidr, ...]] = {}
         self._change("excluded", (), NEVER_MASQUERADED)
@@ -153,41 +152,42 @@ class Sets:
 
     def _change(self, kind: str, before: Iterable[Cidr], now: Iterable[Cidr]) -> list[IntervalElement]:
         # First in, then out: what is in both stays an element, and changes nothing.
-        changed = []
+        changed: list[IntervalElement] = []
         for prefix in set(now) - set(before):
             name = f"{kind}{prefix.version}"
-            changed += self._want(name, self._cidrs[name].add(prefix))
+            changed += self._named(name, self._want(name, self._cidrs[name].add(prefix)))
         for prefix in set(before) - set(now):
             name = f"{kind}{prefix.version}"
-            changed += self._want(name, self._cidrs[name].remove(prefix))
+            changed += self._named(name, self._want(name, self._cidrs[name].remove(prefix)))
         return changed
 
-    def _want(self, name: str, change: Change | None) -> list[IntervalElement]:
-        """The set needs exactly the CIDRs that no other contains."""
+    def _named(self, name: str, changed: Iterable[bytes]) -> Iterable[IntervalElement]:
+        return (IntervalElement(name, key) for key in changed)
+
+    def _want(self, name: str, change: Change | None) -> list[bytes]:
+        """The set needs exactly the CIDRs that no other contains. Returns the elements that are to come or go."""
         if change is None:
             return []
-        (appeared, disappeared), table, changed = change, self.tables[name], []
+        (appeared, disappeared), table, changed = change, self.tables[name], list[bytes]()
         # Out first: a CIDR that takes another's place may begin, or end, where that one does.
         for interval in map(keys, disappeared):
             for key in interval:
                 table.unwant(key)
-                del self._intervals[name][key]
-                changed.append(IntervalElement(name, key))
+            changed += interval
             if len(interval) == 1:
                 del self._open[name]
-        wanted: dict[bytes, tuple[bytes, ...]] = {}
+        wanted: dict[bytes, bool] = {}
         for interval in map(keys, appeared):
-            for key in interval:
-                wanted[key] = interval
+            wanted |= dict.fromkeys(interval, True)
             if len(interval) == 1:
                 self._open[name] = interval
-        self._intervals[name] |= wanted
-        table.want_all(dict.fromkeys(wanted, True))
-        return changed + [IntervalElement(name, key) for key in wanted]
+        table.want_all(wanted)
+        changed += wanted
+        return changed
 
     def start_of(self, name: str, key: bytes) -> bytes | None:
         """The start of the interval that this is the start or the end of; None for an end that is not desired."""
-        interval = self._intervals[name].get(key)
+        interval = interval_of(key, self._cidrs[name])
         return interval[0] if interval else key if key.endswith(START) else None
 
     def writes(self, *, anew: bool) -> list[Write]:
@@ -208,7 +208,7 @@ class Sets:
         table = self.tables[name]
         surplus = {key for key in table.pending if key in table.kernel}
         missing = {key for key in table.pending if key in table.desired}
-        whole = {key for found in missing for key in self._intervals[name][found]}
+        whole = {key for found in missing for key in interval_of(found, self._cidrs[name])}
         if any(key.endswith(END) for key in surplus):
             # The end may be one that an interval without end has in the kernel.
             whole.update(self._open.get(name, ()))
