@@ -251,11 +251,12 @@ class MeshRows(Part[Desired]):
         concerns = mesh.rivals.concerns
         routes = await worker.call(lambda commands: reader.routes(commands, concerns))
         self.reading_seconds += time.monotonic() - began
-        known = set(mesh.pending())
+        known = {kind: table.pending for kind, table in mesh.tables.items()}  # loading makes new sets
         mesh.seen.load(nexthops, neighbours, routes.ours, routes.foreign)
         self._sort_out()
         if self._applied:
-            self._found += [item for item in mesh.pending() if item not in known]
+            for kind, table in mesh.tables.items():
+                self._found += [(kind, key) for key in table.pending - known[kind]]
 
     def later(self) -> float:
         """When peers that do not answer are to be probed."""
