@@ -8,6 +8,7 @@ This module imports next to nothing itself: from here on ctrl-C and a full disk 
 
 import gc
 import sys
+from collections.abc import Callable
 
 from netloom.cli import process
 
@@ -25,15 +26,22 @@ def complete() -> None:
     main()
 
 
+def _app() -> Callable[..., None]:
+    """Without what it imports for mistyped words, and for archives that nobody packs here."""
+    from netloom.shells import imported_later
+
+    with imported_later({"difflib": ("get_close_matches",), "bz2": (), "lzma": ()}):
+        from netloom.cli.app import app
+    return app
+
+
 def _command() -> None:
     if sys.argv[1:2] == ["__complete"]:
         from netloom.cli.completion import answer
 
         answer(sys.argv[2:])
         return
-    from netloom.cli.app import app
-
-    app(prog_name="kubectl netloom" if sys.argv[0].endswith("kubectl-netloom") else "netloom")
+    _app()(prog_name="kubectl netloom" if sys.argv[0].endswith("kubectl-netloom") else "netloom")
 
 
 __all__ = ["complete", "main"]

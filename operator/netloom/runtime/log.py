@@ -13,10 +13,13 @@ from typing import Any, Literal
 
 import msgspec
 
+from netloom.shells import imported_later
+
 _rich = sys.modules.get("rich")
 sys.modules["rich"] = None  # type: ignore[assignment]  # what an import takes for "there is none"
 try:
-    import structlog
+    with imported_later({"pickle": ("PicklingError",)}):
+        import structlog
 finally:
     del sys.modules["rich"]
     if _rich is not None:

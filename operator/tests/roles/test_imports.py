@@ -14,14 +14,19 @@ from netloom_e2e.certificates import Authority
 NEEDLESS = {
     "aiohttp.tracing",
     "attr.validators",
+    "bz2",
     "cryptography",
     "dateutil",
+    "difflib",
     "email.policy",
+    "frozenlist._frozenlist",
     "html",
     "http.client",
     "http.server",
     "kubernetes_asyncio.client.models",
+    "lzma",
     "multiprocessing",
+    "pickle",
     "pydantic",
     "rich",
     "socketserver",
@@ -31,6 +36,7 @@ NEEDLESS = {
 }
 TELL = """
 import netloom.cli
+netloom.cli._app()
 from netloom.cli.options import Logging
 Logging().begin()
 import netloom.roles.{role}, netloom.runtime.loop, json, ssl, sys
