@@ -23,9 +23,9 @@ class RowWriter(TableWriter):
         self._stands = stands
         self._whose = whose
 
-    def _send(self, worker: Worker, attempt: Attempt, kind: str, writes: Any, batches: Any) -> None:
+    async def _send(self, worker: Worker, attempt: Attempt, kind: str, writes: Any, batches: Any) -> None:
         ready = [write for write in writes if write[1] is None or self._stands(index_of(write[0]))]
-        super()._send(worker, attempt, kind, ready, batches)
+        await super()._send(worker, attempt, kind, ready, batches)
 
     def _peer_of(self, kind: str, key: Any) -> str:
         return self._whose((kind, key))

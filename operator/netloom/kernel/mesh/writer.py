@@ -43,15 +43,15 @@ class Writer(TableWriter):
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Send all that is missing or different and not delayed. Raises AnswerLost."""
         mesh, batches = self._mesh, list[Batch]()
-        self._send(worker, attempt, "neighbour", mesh.neighbours.updates(), batches)
-        self._send(worker, attempt, "nexthop", mesh.nexthops.updates(), batches)
+        await self._send(worker, attempt, "neighbour", mesh.neighbours.updates(), batches)
+        await self._send(worker, attempt, "nexthop", mesh.nexthops.updates(), batches)
         # A route cannot stand on a nexthop that has to wait.
         routes = [write for write in mesh.routes.updates() if write[1].nexthop in mesh.nexthops.kernel]
         behind = {key for key, _, before in routes if before is not None and mesh.rivals.in_front(key)}
         self.appended = bool(behind)
         if behind:
             routes = [(key, value, BEHIND if key in behind else before) for key, value, before in routes]
-        self._send(worker, attempt, "route", routes, batches)
+        await self._send(worker, attempt, "route", routes, batches)
         return await self._outcome(batches)
 
     def _waits(self, kind: str, value: Any) -> bool:
