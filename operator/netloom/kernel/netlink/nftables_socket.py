@@ -4,6 +4,7 @@ The kernel works on to the end of a transaction that it will refuse, and reports
 """
 
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
@@ -19,7 +20,7 @@ from netloom.kernel.netlink.sockets import (
     read_one,
     unless_missing,
 )
-from netloom.kernel.netlink.wire import HEADER, HEADER_SIZE, REQUEST, numbered
+from netloom.kernel.netlink.wire import HEADER, HEADER_SIZE, REQUEST
 
 T = TypeVar("T")
 
@@ -30,6 +31,10 @@ _BEGIN, _END = (
     HEADER.pack(HEADER_SIZE + 4, kind, REQUEST, WHOLE, 0) + (SUBSYSTEM >> 8).to_bytes(4, "big")
     for kind in (0x10, 0x11)  # NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
 )
+
+_NUMBER = struct.Struct("=I")
+"""A request's sequence number, behind the 8 bytes of length, kind and flags. Written where all are sent from: to copy
+10,000 requests one by one before (`wire.numbered`) takes twice as long, and 2 MiB."""
 
 SEND_BUFFER = 64 << 20
 """Bytes; a transaction has to fit. 10,000 CIDRs take 1 MiB. A limit, not a reservation."""
@@ -58,7 +63,11 @@ class NftablesSocket(CommandSocket):
         return refusals
 
     def _batch(self, messages: Sequence[bytes]) -> bytearray:
-        return bytearray(_BEGIN) + super()._batch(numbered(messages)) + _END
+        batch, at = bytearray(_BEGIN) + super()._batch(messages) + _END, len(_BEGIN)
+        for number, message in enumerate(messages):
+            _NUMBER.pack_into(batch, at + 8, number)
+            at += len(message)
+        return batch
 
 
 def get_one(commands: CommandSocket, request: bytes, read: Callable[[bytes, int, int], T]) -> T | None:
