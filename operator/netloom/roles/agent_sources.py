@@ -1,6 +1,7 @@
 """What an agent was asked to do, and where its objects come from: a cluster, or a directory of manifests."""
 
 import functools
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from netloom.api.meta import ObjectMeta, OwnerReference
-from netloom.api.v1alpha1 import NETLOOM_NODES, AcceptedEncapsulation, NetloomNode, NodeIPAM
+from netloom.api.v1alpha1 import NETLOOM_NODES, AcceptedEncapsulation, Address, NetloomNode, NodeIPAM
 from netloom.ipam.pool_demand import IDLE_SECONDS
 from netloom.roles.sources import Sources
 from netloom.runtime.client import Api
@@ -82,8 +83,11 @@ def _trimmed(node: NetloomNode, own: str) -> NetloomNode:
     spec, ipam = node.spec, node.spec.ipam
     # Nothing is sent to single addresses of others from here: the network knows the way.
     blocks = NodeIPAM(mode=ipam.mode, pod_cidrs=ipam.pod_cidrs, pools=ipam.pools, pool=_NOTHING)
-    encapsulations = _same(spec.encapsulations)
-    return NetloomNode(metadata=kept, spec=msgspec.structs.replace(spec, ipam=blocks, encapsulations=encapsulations))
+    same = {
+        "addresses": tuple(Address(sys.intern(each.type), each.ip) for each in spec.addresses),
+        "encapsulations": _same(spec.encapsulations),
+    }
+    return NetloomNode(metadata=kept, spec=msgspec.structs.replace(spec, ipam=blocks, **same))
 
 
 @functools.lru_cache(maxsize=64)
