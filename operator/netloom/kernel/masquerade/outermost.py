@@ -17,8 +17,8 @@ def keys(cidr: Cidr) -> tuple[bytes, ...]:
 
 
 def interval_of(key: bytes, cidrs: CountedCidrs) -> tuple[bytes, ...]:
-    """The elements of the outermost CIDR of which this is the start or the end; none if it is neither. Searched for: held
-    ready for each element, those of 5,000 nodes were 0.5 MiB, and one is asked for only when it is amiss."""
+    """The elements of the outermost CIDR of which this is the start or the end; none if it is neither. Searched for:
+    held ready for each element, those of 5,000 nodes were 0.5 MiB, and one is asked for only when it is amiss."""
     number = int.from_bytes(key[:-1], "big") - key.endswith(END)
     cidr = cidrs.overlap(Cidr.of(number.to_bytes(len(key) - 1, "big"))) if number >= 0 else None
     interval = keys(cidr) if cidr is not None else ()
