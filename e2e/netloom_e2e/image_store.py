@@ -3,6 +3,9 @@
 To import those of a cluster (300 MB) takes 6 s of a core, on each of its nodes. A copy takes a fifth of a second: blobs
 and what is unpacked of them are linked, as nobody writes to them (a container writes to a layer of its own), and only
 containerd's databases are copied.
+
+A store, too, begins with a copy of one that has all of its images but the newest: clusters differ by an image or by the
+names of one, and a change of Netloom is a change of one.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from netloom_e2e.binaries import BinariesError
@@ -44,6 +48,23 @@ def image_store(images: Iterable[Image]) -> Path:
     return made(name, functools.partial(_make, images=wanted), _KEPT_SECONDS) / "root"
 
 
+def _make(folder: Path, log: Path, images: Sequence[Image]) -> None:
+    """From a store with fewer images, or fewer names."""
+    named = [image for image in images if image.aliases]
+    if named:
+        before, imported = [replace(image, aliases=()) for image in images], []
+    else:
+        *before, newest = sorted(images, key=lambda image: image.archive.stat().st_mtime)
+        imported = [newest]
+    if before:
+        lay_out(image_store(before), folder / "root")
+    with _containerd(folder, log) as ctr:
+        for image in imported:
+            ctr("import", "--no-unpack=false", str(image.archive))
+        for image in named:
+            ctr("tag", image.name, *image.aliases)
+
+
 def lay_out(store: Path, folder: Path) -> None:
     """Copies a store to where a containerd that does not run yet will have its own."""
     folder.mkdir(parents=True)
@@ -64,7 +85,9 @@ def _answers(containerd: subprocess.Popen[bytes], ctr: Callable[..., object]) ->
     return False
 
 
-def _make(folder: Path, log: Path, images: Sequence[Image]) -> None:
+@contextmanager
+def _containerd(folder: Path, log: Path) -> Iterator[Callable[..., str]]:
+    """One that runs meanwhile; what is given calls `ctr images`. Raises BinariesError with what containerd said."""
     with tempfile.TemporaryDirectory(prefix="netloom-") as state, log.open("wb") as output:
         config = folder / "containerd.toml"
         config.write_text(_CONFIG.format(folder=folder, state=state))
@@ -73,10 +96,7 @@ def _make(folder: Path, log: Path, images: Sequence[Image]) -> None:
         ctr = functools.partial(run, "ctr", f"--address={state}/socket", timeout=120)
         try:
             wait_for("containerd to answer", functools.partial(_answers, process, ctr), deadline=_START_SECONDS)
-            for image in images:
-                ctr(f"--namespace={_NAMESPACE}", "images", "import", "--no-unpack=false", str(image.archive))
-                if image.aliases:
-                    ctr(f"--namespace={_NAMESPACE}", "images", "tag", image.name, *image.aliases)
+            yield functools.partial(ctr, f"--namespace={_NAMESPACE}", "images")
         except (RuntimeError, TimeoutError) as error:
             raise BinariesError(f"{error}\n{log.read_text(errors='replace')[-2000:]}") from error
         finally:
