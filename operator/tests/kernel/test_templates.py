@@ -18,7 +18,6 @@ from netloom.kernel.mac import Mac, format_mac
 from netloom.kernel.mesh import reader, row_readers
 from netloom.kernel.mesh.fib import FibResult
 from netloom.kernel.mesh.row_messages import (
-    ask_route,
     dump_all_routes,
     dump_neighbours,
     dump_nexthops,
@@ -30,6 +29,7 @@ from netloom.kernel.mesh.row_messages import (
 )
 from netloom.kernel.mesh.rows import Nexthop, OddRoute, RouteContent, SeenNeighbour, SeenNexthop, SeenRoute
 from netloom.kernel.netlink import messages
+from netloom.kernel.netlink.fib_lookup import ask_route
 from netloom.kernel.netlink.messages import (
     IpEncapsulation,
     NeighbourMessage,
@@ -132,11 +132,11 @@ def test_neighbours(ifindex: int, address: bytes, mac: bytes, sequence: int) -> 
     assert probe == encoded(ndmsg, 28, 1, {**fields, "flags": 1}, sequence, dst=text)
 
 
-@given(addresses, st.integers(0, 1023))
-def test_questions(address: bytes, sequence: int) -> None:
-    fields = {"family": family(address), "dst_len": len(address) * 8, "flags": 0x2000}
+@given(addresses, st.integers(0, 1023), st.sampled_from([0, 0x2000]))
+def test_questions(address: bytes, sequence: int, flags: int) -> None:
+    fields = {"family": family(address), "dst_len": len(address) * 8, "flags": flags}
     expected = encoded(RouteByPyroute2, 26, 1, fields, sequence, dst=format_address(address))
-    assert ask_route(sequence, address) == expected
+    assert ask_route(sequence, address, flags) == expected
 
 
 # ------------------------------------------------------------------------------------------ from the real kernel
@@ -260,7 +260,7 @@ def test_the_way_to_an_address_is_read_as_pyroute2_decodes_it(node: Namespace) -
             assert read(buffer, start, end) == row_readers.read_fib_result(buffer, start, end) == result
             seen.append((addresses[number], result))
 
-    commands.ask([ask_route(number, address) for number, address in enumerate(addresses)], visit)
+    commands.ask([ask_route(number, address, 0x2000) for number, address in enumerate(addresses)], visit)
     assert len(seen) == len(addresses) - 1, "one is unreachable"
     assert dict(reader.fib_lookups(commands, addresses)) == {**dict(seen), bytes([10, 9, 0, 1]): FibResult()}
     commands.close()

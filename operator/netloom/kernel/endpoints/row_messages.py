@@ -16,6 +16,7 @@ from netloom.cidr import Address, Cidr, version_of
 from netloom.kernel.endpoints.endpoint import GATEWAY
 from netloom.kernel.mac import Mac
 from netloom.kernel.netlink import wire
+from netloom.kernel.netlink.fib_lookup import ask_route, look_up
 from netloom.kernel.netlink.links import NO_DUPLICATE_DETECTION, delete_address, device_name
 from netloom.kernel.netlink.messages import AddressMessage, NeighbourMessage, RouteMessage, decode, encode
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
@@ -223,17 +224,6 @@ def encode_addresses(writes: Writes) -> list[bytes]:
     return wire.numbered([delete_address(key.ifindex, key.local) for key, _content, _before in writes])
 
 
-def ask_route(address: Address) -> bytes:
-    """Question: where packets to the address go."""
-    return _question(len(address)) % (bytes(4), address)
-
-
-@lru_cache
-def _question(size: int) -> bytes:
-    fields = {"family": FAMILIES[size], "dst_len": size * 8}
-    return message_template(RouteMessage, wire.RTM_GETROUTE, 0, fields, dst=_ADDRESS[size])
-
-
 def dump_routes(family: int, protocol: int = ROUTE_PROTOCOL) -> bytes:
     """The routes of the main table that one protocol made; the kernel filters."""
     fields = {"family": family, "table": ROUTE_TABLE, "proto": protocol}
@@ -294,7 +284,7 @@ def own_route_links(commands: CommandSocket, address: Address) -> list[int]:
 
 
 def read_fib_result(buffer: bytes, start: int, end: int) -> tuple[int, bool]:
-    """The answer to `ask_route`: the ifindex, and whether the address is the namespace's own."""
+    """Where packets go: the ifindex, and whether the address is the namespace's own."""
     kind = ROUTE.unpack_from(buffer, start)[7]
     found = attributes(buffer, start + 12, end)
     return wire.number(found.get(RTA_OIF, b"")), kind == RTN_LOCAL
@@ -302,20 +292,12 @@ def read_fib_result(buffer: bytes, start: int, end: int) -> tuple[int, bool]:
 
 def fib_lookups(commands: CommandSocket, addresses: Sequence[Address]) -> list[tuple[Address, int, bool]]:
     """Where packets to these go: ifindex (0: nowhere), and whether it is the namespace's own. Raises OSError."""
-    found: list[tuple[Address, int, bool]] = []
-
-    def visit(place: int, kind: int, buffer: bytes, start: int, end: int) -> None:
-        result = (0, False) if kind == wire.NLMSG_ERROR else read_fib_result(buffer, start, end)
-        found.append((addresses[place], *result))
-
-    commands.ask(wire.numbered([ask_route(address) for address in addresses]), visit)
-    return found
+    return [(address, *found) for address, found in look_up(commands, addresses, read_fib_result, (0, False))]
 
 
 def route_taken(commands: CommandSocket, address: Address) -> str:
     """The route by which packets to the address go, as `ip` names it (`10.1.0.2/32 dev lo metric 0 table 254 proto 4`);
     "" where none is told. Raises OSError."""
-    fields = {"family": FAMILIES[len(address)], "dst_len": len(address) * 8, "flags": wire.RTM_F_FIB_MATCH}
     found: list[str] = []
 
     def visit(_kind: int, buffer: bytes, start: int, _end: int) -> None:
@@ -327,7 +309,7 @@ def route_taken(commands: CommandSocket, address: Address) -> str:
         found.append(f"{prefix} {by}metric {metric} table {table} proto {seen['proto']}")
 
     with contextlib.suppress(RefusedError):  # a route that refuses is told as its error alone
-        commands.get(encode(RouteMessage, wire.RTM_GETROUTE, 0, fields, dst=address), visit)
+        commands.get(ask_route(0, address, wire.RTM_F_FIB_MATCH), visit)
     return found[0] if found else ""
 
 

@@ -21,9 +21,10 @@ from netloom.kernel.mesh.rivals import MOST_AT_ONCE, ForeignRoute
 from netloom.kernel.mesh.rows import DirectRoute, NeighbourKey, RouteKey, SeenNexthop, SeenRoute
 from netloom.kernel.mesh.tunnel_device import Interfaces
 from netloom.kernel.netlink import wire
+from netloom.kernel.netlink.fib_lookup import look_up
 from netloom.kernel.netlink.links import dump_links, read_address, read_link, read_received
 from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, encode
-from netloom.kernel.netlink.sockets import BATCH, CommandSocket, RefusedError, read_all, read_one, unless_missing
+from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all, read_one, unless_missing
 
 
 def read_interfaces(commands: CommandSocket) -> Interfaces:
@@ -126,16 +127,7 @@ def neighbours(commands: CommandSocket, ifindexes: Iterable[int]) -> dict[Neighb
 
 def fib_lookups(commands: CommandSocket, addresses: Sequence[Address]) -> list[tuple[Address, FibResult]]:
     """Which way packets to these addresses go."""
-    found: list[tuple[Address, FibResult]] = []
-    read, ask = row_readers.fib_result_reader().read, row_messages.ask_route
-    for at in range(0, len(addresses), BATCH):
-        part = addresses[at : at + BATCH]
-
-        def visit(number: int, kind: int, buffer: bytes, start: int, end: int, part: Sequence[Address] = part) -> None:
-            found.append((part[number], FibResult() if kind == wire.NLMSG_ERROR else read(buffer, start, end)))
-
-        commands.ask([ask(number, address) for number, address in enumerate(part)], visit)
-    return found
+    return look_up(commands, addresses, row_readers.fib_result_reader().read, FibResult(), wire.RTM_F_FIB_MATCH)
 
 
 def received(commands: CommandSocket, ifindex: int) -> int:

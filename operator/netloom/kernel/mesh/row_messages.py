@@ -32,7 +32,6 @@ from netloom.kernel.netlink.wire import (
     NTF_USE,
     NUD_PERMANENT,
     RT_SCOPE_NOWHERE,
-    RTM_F_FIB_MATCH,
     RTN_UNICAST,
     RTN_UNREACHABLE,
     RTNH_ONLINK,
@@ -201,17 +200,6 @@ def probe_neighbour(sequence: int, ifindex: int, address: Address) -> bytes:
 def _probe(size: int, ifindex: int) -> bytes:
     fields = {"family": FAMILIES[size], "ifindex": ifindex, "flags": NTF_USE}
     return message_template(NeighbourMessage, wire.RTM_NEWNEIGH, 0, fields, dst=_ADDRESS[size])
-
-
-def ask_route(sequence: int, address: Address) -> bytes:
-    """Request: which way packets to an address go, and by which route: the answer is that route."""
-    return _question(len(address)) % (sequence.to_bytes(4, sys.byteorder), address)
-
-
-@lru_cache
-def _question(size: int) -> bytes:
-    fields = {"family": FAMILIES[size], "dst_len": size * 8, "flags": RTM_F_FIB_MATCH}
-    return message_template(RouteMessage, wire.RTM_GETROUTE, 0, fields, dst=_ADDRESS[size])
 
 
 def dump_routes(family: int) -> bytes:

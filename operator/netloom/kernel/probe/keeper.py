@@ -9,9 +9,9 @@ from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.keeper import Keeper, KeeperOptions
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.netlink import wire
+from netloom.kernel.netlink.fib_lookup import outgoing
 from netloom.kernel.netlink.links import Link, dump_links, read_link
-from netloom.kernel.netlink.messages import RouteMessage, decode, encode
-from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
+from netloom.kernel.netlink.sockets import CommandSocket, read_all
 from netloom.kernel.ownership import DEVICE_PREFIX
 from netloom.kernel.probe import tun
 from netloom.kernel.probe.part import ProbeDevice, ProbeNode
@@ -71,7 +71,8 @@ class ProbeKeeper(Keeper[ProbeNode, KeeperReport]):
 def _ways(commands: CommandSocket, addresses: list[Address]) -> list[Egress]:
     links = {link.ifindex: link for link in read_all(commands, dump_links(), read_link)}
     tunnels = [each.mtu for each in links.values() if each.name.startswith(DEVICE_PREFIX) and each.external and each.up]
-    return [_way(links.get(_outgoing(commands, address)), tunnels) for address in addresses]
+    found = dict(outgoing(commands, addresses))
+    return [_way(links.get(found[address]), tunnels) for address in addresses]
 
 
 def _way(link: Link | None, tunnels: list[int]) -> Egress:
@@ -81,18 +82,3 @@ def _way(link: Link | None, tunnels: list[int]) -> Egress:
     if link.external and link.kind in ("vxlan", "geneve"):
         return Egress(link.name, link.kind, link.port, mtu)
     return Egress(link.name, mtu=mtu)
-
-
-def _outgoing(commands: CommandSocket, address: Address) -> int:
-    """The ifindex of the device by which packets to the address leave; 0: none."""
-    found: list[int] = []
-
-    def visit(_kind: int, buffer: bytes, start: int, _end: int) -> None:
-        found.append(decode(RouteMessage, buffer, start).get_attr("RTA_OIF") or 0)
-
-    fields = {"family": wire.FAMILIES[len(address)], "dst_len": len(address) * 8}
-    try:
-        commands.get(encode(RouteMessage, wire.RTM_GETROUTE, 0, fields, dst=address), visit)
-    except RefusedError:
-        return 0
-    return next(iter(found), 0)
