@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from netloom.kernel.keeper.thread import KernelThread
+from netloom.kernel.netlink.kernel_thread import KernelThread
+from netloom.kernel.netlink.sockets import once
 
 
 @pytest.fixture
@@ -89,3 +90,16 @@ async def test_the_loop_goes_on_while_it_is_closed() -> None:
     asyncio.get_running_loop().call_soon(go.set)
     await thread.close()
     assert await waited
+
+
+def test_a_loop_ends_though_what_was_asked_once_hangs() -> None:
+    go, done = threading.Event(), list[bool]()
+
+    async def leave() -> None:
+        asking = asyncio.ensure_future(once(lambda _commands: done.append(go.wait(20))))
+        await asyncio.sleep(0)  # it has begun
+        asking.cancel()
+
+    asyncio.run(leave())
+    assert not done
+    go.set()

@@ -32,8 +32,8 @@ from netloom.kernel.keeper.part import Worker
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange
 from netloom.kernel.keeper.retries import Retries
 from netloom.kernel.keeper.table_writer import ALREADY_GONE
-from netloom.kernel.keeper.thread import KernelThread
 from netloom.kernel.netlink import wire
+from netloom.kernel.netlink.kernel_thread import KernelThread
 from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, KernelRefusal
 from netloom.kernel.netlink.wire import numbered
 

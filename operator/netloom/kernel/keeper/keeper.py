@@ -23,7 +23,7 @@ from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.part import Attempt, Outcome, Part, Worker
 from netloom.kernel.keeper.report import KeeperReport, PlannedChange, entry
 from netloom.kernel.keeper.retries import FIRST_SECONDS, TICK_SECONDS, Item, Retries, item_text
-from netloom.kernel.keeper.thread import KernelThread
+from netloom.kernel.netlink.kernel_thread import KernelThread
 from netloom.kernel.netlink.sockets import BUFFER, AnswerLost, CommandSocket, EventSocket, Overflow, walk
 
 log = structlog.get_logger(__name__)

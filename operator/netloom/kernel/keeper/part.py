@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from netloom.kernel.keeper.retries import Item, Retries
-from netloom.kernel.keeper.thread import KernelThread
+from netloom.kernel.netlink.kernel_thread import KernelThread
 from netloom.kernel.netlink.sockets import CommandSocket, KernelRefusal
 from netloom.kernel.ownership import Ownership
 

@@ -9,7 +9,6 @@ The kernel works a batch off inside `send`, so all answers are there when it ret
 kernel's routing lock, which others can hold for seconds: callers with an event loop use a thread.
 """
 
-import asyncio
 import ctypes
 import errno
 import os
@@ -25,6 +24,7 @@ from typing import TypeVar
 import msgspec
 
 from netloom.kernel.netlink import wire
+from netloom.kernel.netlink.kernel_thread import KernelThread
 from netloom.kernel.netlink.wire import HEADER, HEADER_SIZE, attributes
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
@@ -352,7 +352,7 @@ def _drop_events_of(sock: socket.socket, ports: Sequence[int]) -> None:
 async def once(read: Callable[[CommandSocket], T]) -> T:
     """What `read` makes of the kernel's answers, in a thread of its own, but in the network namespace of this one.
     Raises as it does."""
-    commands = CommandSocket()
+    commands, thread = CommandSocket(), KernelThread("netloom-look")
 
     def run() -> T:
         try:
@@ -360,7 +360,10 @@ async def once(read: Callable[[CommandSocket], T]) -> T:
         finally:
             commands.close()
 
-    return await asyncio.to_thread(run)
+    try:
+        return await thread.call(run)
+    finally:
+        thread.end()
 
 
 def _refusal(buffer: bytes, flags: int, start: int, end: int) -> KernelRefusal | None:
