@@ -18,7 +18,6 @@ from netloom.api.v1alpha1 import (
     NodeIPAM,
     Routing,
 )
-from netloom.kernel.surroundings.keeper import SurroundingsKeeper
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.own_node import OwnNode
 from netloom_reconcilers.node.surroundings import SETTLE_SECONDS, SurroundingsFeature
@@ -54,7 +53,8 @@ def networks() -> Store[NetloomNetwork]:
 @pytest.fixture
 def feature(networks: Store[NetloomNetwork], nodes: Store[NetloomNode], tmp_path: Path) -> Asked:
     made = context("node-1", networks, nodes, OwnNode("node-1"))
-    feature = Asked(made, SurroundingsKeeper(run_directory=tmp_path))
+    made.run_dir = tmp_path
+    feature = Asked(made)
     for number in (1, 2, 3):
         nodes.put(node(number))
     networks.put(NetloomNetwork(ObjectMeta(name="default"), NetworkSpec()))

@@ -56,17 +56,15 @@ class ProbeFeature(KernelFeature):
     keeper: ProbeKeeper
     _desired: ProbeNode
 
-    def __init__(
-        self, context: NodeContext, keeper: ProbeKeeper | None = None, timing: ProbeTiming | None = None
-    ) -> None:
-        super().__init__(context, keeper or ProbeKeeper(on_report=lambda report: context.changed()))
+    def __init__(self, context: NodeContext) -> None:
+        super().__init__(context, ProbeKeeper(on_report=lambda report: context.changed()))
         self.prober = Prober(unanswered=self._is_unanswered, doubted=self._is_doubted)
         self.keeper.device.moved = self._device_moved
         self.verdicts = Verdicts(context.changed)
         self.counts: dict[tuple[str, int], list[float]] = {}
         """By way and family: sent, answered, seconds of the last round trip."""
         self._held: ProbeNode | None = None
-        self._timing = timing or ProbeTiming()
+        self._timing = ProbeTiming()
         self._changed: dict[str, None] = {}
         self._whose: dict[Address, str] | None = None
         """By the address of its probe, the node that had it last; None: nobody has asked yet."""

@@ -35,9 +35,9 @@ class SurroundingsFeature(KernelFeature):
     keeper: SurroundingsKeeper
     _desired: Surroundings
 
-    def __init__(self, context: NodeContext, keeper: SurroundingsKeeper | None = None) -> None:
-        made = keeper or SurroundingsKeeper(run_directory=context.run_dir, on_report=lambda report: context.changed())
-        super().__init__(context, made)
+    def __init__(self, context: NodeContext) -> None:
+        keeper = SurroundingsKeeper(run_directory=context.run_dir, on_report=lambda report: context.changed())
+        super().__init__(context, keeper)
         self._memory = memory_of_machine()
         self._nodes.subscribe(self._peer_changed)
 

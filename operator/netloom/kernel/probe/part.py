@@ -69,10 +69,10 @@ class ProbeDevice(Part[ProbeNode]):
     groups = ("link", "ipv4-netconf")
     kinds = frozenset((wire.RTM_NEWLINK, wire.RTM_DELLINK, wire.RTM_NEWNETCONF))
 
-    def __init__(self, moved: Callable[[], None] = lambda: None) -> None:
+    def __init__(self) -> None:
         self.descriptor: int | None = None
         self.lacking = ""
-        self.moved = moved
+        self.moved: Callable[[], None] = lambda: None
         self.due = True
         self._node = ProbeNode()
         self._ifindex = 0

@@ -11,15 +11,17 @@ from netloom.cidr import Address, format_address
 from netloom.kernel.netlink.wire import FAMILIES
 from netloom.kernel.probe.packets import checksum
 
+_ATTEMPTS = 2
 
-async def answers_ping(address: Address, seconds: float, attempts: int = 2) -> bool | None:
+
+async def answers_ping(address: Address, seconds: float) -> bool | None:
     """Whether the (IPv4) address answers an echo request; None where this process may send none."""
     try:
         sock, raw = _ping_socket()
     except OSError:
         return None
     with sock:
-        for number in range(attempts):
+        for number in range(_ATTEMPTS):
             request = _echo(number)
             with contextlib.suppress(OSError):
                 sock.sendto(request, (format_address(address), 0))
