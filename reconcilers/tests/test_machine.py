@@ -8,7 +8,7 @@ import pytest
 
 from netloom.api.meta import ObjectMeta
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
-from netloom.runtime.errors import NotFound
+from netloom.runtime.errors import ApiError, NotFound
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.mesh.machine import (
     BACK_SECONDS,
@@ -31,7 +31,7 @@ class Setting:
         self.machine: MachineFacts | None = MachineFacts()
         self.now = 1000.0
         self.written: list[Written] = []
-        self.gone = False
+        self.fails: ApiError | None = None
         self.reconnected = 0
         self.reconciler = self.restart()
 
@@ -42,8 +42,8 @@ class Setting:
     async def patch(self, res: Any, name: str, patch: Mapping[str, Any], **options: Any) -> NetloomNode:
         assert (name, patch["metadata"], options["subresource"]) == ("a", {"name": "a", "uid": "u"}, "status")
         assert options["field_manager"] == "netloom-agent-machine", "which owns no condition"
-        if self.gone:
-            raise NotFound(404, "NotFound", "it is gone")
+        if self.fails is not None:
+            raise self.fails
         status = patch["status"]
         self.written.append((status.get("absentAddresses", []), status.get("connectedCIDRs", [])))
         node = self.nodes.get("a")
@@ -130,9 +130,9 @@ async def test_one_does_not_wait_for_the_other(setting: Setting) -> None:
 
 
 async def test_an_object_that_is_gone_is_no_error(setting: Setting) -> None:
-    setting.gone = True
+    setting.fails = NotFound(404, "NotFound", "it is gone")
     assert await setting.are_absent("10.0.0.9") is None
-    setting.gone = False
+    setting.fails = None
     await setting.are_absent("10.0.0.9")
     assert setting.absent == [["10.0.0.9"]]
 
@@ -145,6 +145,16 @@ async def test_a_restart_writes_nothing_where_nothing_changed(setting: Setting) 
     setting.restart()
     assert await setting.is_on("172.17.0.0/16", "192.168.0.0/24", after=5) is None
     assert setting.connected == [["172.17.0.0/16", "192.168.0.0/24"]]
+
+
+async def test_what_could_not_be_told_waits_for_the_controller_alone(setting: Setting) -> None:
+    setting.fails = ApiError(503, "ServiceUnavailable", "not now")
+    for _ in range(2):
+        with pytest.raises(ApiError):
+            await setting.is_on("192.168.0.0/24")
+    setting.fails = None
+    await setting.is_on("192.168.0.0/24")
+    assert setting.connected == [["192.168.0.0/24"]]
 
 
 async def test_a_network_that_went_is_told_when_it_has_stayed_away(setting: Setting) -> None:

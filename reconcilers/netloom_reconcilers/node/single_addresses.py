@@ -142,8 +142,10 @@ class OutsideSupply:
         pause = self._written_at + PAUSE_SECONDS - self.clock()
         if mode == said.mode and pause > 0:
             return pause
+        if await self._write(node, mode, wanted) is None:
+            return AGAIN_SECONDS
         self._written_at = self.clock()
-        return None if await self._write(node, mode, wanted) else AGAIN_SECONDS
+        return None
 
     async def _write(self, node: NetloomNode, mode: str, told: Mapping[str, PoolAddress]) -> NetloomNode | None:
         """As written; None where the object is not there any more, or is another one.

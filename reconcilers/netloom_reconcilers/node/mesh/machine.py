@@ -99,8 +99,8 @@ class MachineReconciler:
         pause = self._written_at + PAUSE_SECONDS - now
         if wanted.absent == said.absent and pause > 0:
             return pause if again is None else min(pause, again)
-        self._written_at = now
         await self._write(node, wanted)
+        self._written_at = now
         return again
 
     def _leave_lost_addresses(self, absent: frozenset[str]) -> None:
