@@ -27,7 +27,7 @@ from netloom.kernel.masquerade import begun_flows
 from netloom.kernel.masquerade.outermost import keys
 from netloom.kernel.mesh import row_messages, row_readers
 from netloom.kernel.mesh.rows import Nexthop, RouteContent
-from netloom.kernel.netlink import expressions, links, netconf, nftables
+from netloom.kernel.netlink import expressions, links, neighbours, netconf, nftables
 from netloom.kernel.netlink.messages import (
     LWTUNNEL_ENCAP_IP,
     AddressMessage,
@@ -151,9 +151,9 @@ KINDS = (
         NeighbourMessage,
         ("NDA_DST", "NDA_LLADDR"),
         _encode_neighbour,
-        row_messages.encode_neighbours,
+        neighbours.encode_neighbours,
         [((7, _address(number)), _MAC, None) for number in range(_NUMBER)],
-        row_readers.read_neighbour,
+        neighbours.read_neighbour,
         row_readers.neighbour_reader(),
     ),
 )

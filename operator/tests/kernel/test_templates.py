@@ -19,15 +19,13 @@ from netloom.kernel.mesh import reader, row_readers
 from netloom.kernel.mesh.fib import FibResult
 from netloom.kernel.mesh.row_messages import (
     dump_all_routes,
-    dump_neighbours,
     dump_nexthops,
     dump_routes,
-    encode_neighbours,
     encode_nexthops,
     encode_routes,
     probe_neighbour,
 )
-from netloom.kernel.mesh.rows import Nexthop, OddRoute, RouteContent, SeenNeighbour, SeenNexthop, SeenRoute
+from netloom.kernel.mesh.rows import Nexthop, OddRoute, RouteContent, SeenNexthop, SeenRoute
 from netloom.kernel.netlink import messages
 from netloom.kernel.netlink.fib_lookup import ask_route
 from netloom.kernel.netlink.messages import (
@@ -38,6 +36,7 @@ from netloom.kernel.netlink.messages import (
     decode,
     nested,
 )
+from netloom.kernel.netlink.neighbours import SeenNeighbour, dump_neighbours, encode_neighbours, read_neighbour
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.netlink.template import marker, message_template
 from tests.kernel.netns import Namespace
@@ -237,7 +236,7 @@ def test_what_the_kernel_shows_is_read_as_pyroute2_decodes_it(node: Namespace) -
     assert reader.neighbours(commands, [tunnel["ifindex"]]) == neighbours
     read = row_readers.neighbour_reader().read
     for place in raw(commands, dump_neighbours(tunnel["ifindex"])):
-        seen = row_readers.read_neighbour(*place)
+        seen = read_neighbour(*place)
         assert read(*place) == seen
         assert seen is None or not seen.mac or seen == neighbour_by_pyroute2(*place)
     commands.close()

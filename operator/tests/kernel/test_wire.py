@@ -8,13 +8,12 @@ from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
 from netloom.kernel.mesh.fib import FibResult
-from netloom.kernel.mesh.row_messages import encode_neighbours, encode_nexthops, encode_routes
+from netloom.kernel.mesh.row_messages import encode_nexthops, encode_routes
 from netloom.kernel.mesh.row_readers import (
     fib_result_reader,
     neighbour_reader,
     nexthop_reader,
     read_fib_result,
-    read_neighbour,
     read_nexthop,
     read_route,
     route_reader,
@@ -22,6 +21,7 @@ from netloom.kernel.mesh.row_readers import (
 from netloom.kernel.mesh.rows import Nexthop, OddRoute, RouteContent
 from netloom.kernel.netlink.links import Link, LocalAddress, read_address, read_link
 from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, RouteMessage, decode, encode, nested
+from netloom.kernel.netlink.neighbours import encode_neighbours, read_neighbour
 from netloom.kernel.netlink.sockets import walk
 from netloom.kernel.netlink.wire import ATTRIBUTE, HEADER, HEADER_SIZE, attributes
 

@@ -12,6 +12,7 @@ from netloom.kernel.endpoints.row_messages import gateway_of
 from netloom.kernel.endpoints.wiring import DEFAULT_MTU, look
 from netloom.kernel.mac import Mac, format_mac
 from netloom.kernel.netlink.links import device_name, read_address
+from netloom.kernel.netlink.neighbours import dump_neighbours, read_neighbour
 from netloom.kernel.netlink.sockets import CommandSocket, read_all
 
 
@@ -67,8 +68,8 @@ def _in_the_pod(within: CommandSocket, endpoint: Endpoint) -> Iterator[str]:
 
 
 def _neighbours(commands: CommandSocket, ifindex: int) -> dict[bytes, Mac]:
-    seen = read_all(commands, row_messages.dump_neighbours(ifindex), row_messages.read_neighbour)
-    return {address: mac for (index, address), mac in seen if index == ifindex}
+    seen = read_all(commands, dump_neighbours(ifindex), read_neighbour)
+    return {each.address: each.mac for each in seen if each.ifindex == ifindex}
 
 
 def _neighbour(where: str, mac: Mac, address: str, wanted: Mac) -> Iterator[str]:

@@ -29,6 +29,7 @@ from netloom.kernel.keeper.retries import Item
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import read_address, read_name
+from netloom.kernel.netlink.neighbours import read_neighbour
 from netloom.kernel.netlink.netconf import read_netconf
 from netloom.kernel.ownership import ENDPOINTS
 
@@ -323,10 +324,10 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
 
     def _neighbour(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
         index = device_at(buffer, start)
-        seen = row_messages.read_neighbour(buffer, start, end)
+        seen = read_neighbour(buffer, start, end)
         if seen is None:
             return
-        key, mac = seen
+        key, mac = seen.key, seen.mac
         if index not in self._names:
             if mac or kind == wire.RTM_DELNEIGH:  # others the kernel makes by itself
                 self._unknown.edited.add(index)

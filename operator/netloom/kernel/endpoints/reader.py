@@ -10,9 +10,10 @@ from netloom.kernel.endpoints import link_messages, row_messages
 from netloom.kernel.endpoints.alias import read_alias
 from netloom.kernel.endpoints.endpoint import Endpoint, FoundEndpoint
 from netloom.kernel.endpoints.link_messages import End, read_end
-from netloom.kernel.endpoints.row_messages import NeighbourKey, SeenPodRoute
+from netloom.kernel.endpoints.row_messages import SeenPodRoute
 from netloom.kernel.mac import Mac
 from netloom.kernel.netlink.links import InterfaceAddress, read_address
+from netloom.kernel.netlink.neighbours import NeighbourKey, dump_neighbours, read_neighbour
 from netloom.kernel.netlink.sockets import CommandSocket, read_all, unless_missing
 from netloom.kernel.netlink.wire import SIZES
 from netloom.kernel.ownership import ENDPOINTS
@@ -37,11 +38,11 @@ def read_everything(commands: CommandSocket) -> EndpointsSeen:
         return read_address(buffer, start, end) if device_at(buffer, start) in indices else None
 
     def permanent(buffer: bytes, start: int, end: int) -> tuple[NeighbourKey, Mac] | None:
-        seen = row_messages.read_neighbour(buffer, start, end) if device_at(buffer, start) in indices else None
-        return seen if seen is not None and seen[1] else None
+        seen = read_neighbour(buffer, start, end) if device_at(buffer, start) in indices else None
+        return (seen.key, seen.mac) if seen is not None and seen.mac else None
 
     # One dump of all: the kernel walks over the whole table for each device that it is asked about.
-    neighbours = read_all(commands, row_messages.dump_neighbours(), permanent) if ends else []
+    neighbours = read_all(commands, dump_neighbours(), permanent) if ends else []
     addresses = read_all(commands, row_messages.dump_addresses(), of_end) if ends else []
     return EndpointsSeen(tuple(ends), tuple(_routes(commands)), tuple(neighbours), tuple(addresses))
 

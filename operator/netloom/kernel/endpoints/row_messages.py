@@ -14,20 +14,14 @@ import msgspec
 
 from netloom.cidr import Address, Cidr, version_of
 from netloom.kernel.endpoints.endpoint import GATEWAY
-from netloom.kernel.mac import Mac
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.fib_lookup import ask_route, look_up
 from netloom.kernel.netlink.links import NO_DUPLICATE_DETECTION, delete_address, device_name
-from netloom.kernel.netlink.messages import AddressMessage, NeighbourMessage, RouteMessage, decode, encode
+from netloom.kernel.netlink.messages import AddressMessage, RouteMessage, decode, encode
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all
 from netloom.kernel.netlink.template import marker, message_template
 from netloom.kernel.netlink.wire import (
     FAMILIES,
-    NDA_DST,
-    NDA_LLADDR,
-    NEIGHBOUR,
-    NTF_PROXY,
-    NUD_PERMANENT,
     ROUTE,
     RT_SCOPE_LINK,
     RT_SCOPE_NOWHERE,
@@ -57,8 +51,7 @@ METRIC = ENDPOINTS.routes.start
 
 _NEVER_WRITTEN = {RTA_GATEWAY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_VIA, RTA_ENCAP, RTA_NH_ID}
 
-_INDEX, _MAC = marker(b"i", 4), marker(b"m", 6)
-_NUMBER = int.from_bytes(_INDEX, sys.byteorder)
+_NUMBER = int.from_bytes(marker(b"i", 4), sys.byteorder)
 _ADDRESS: dict[int, bytes] = {size: marker(b"a", size) for size in FAMILIES}
 
 Writes = Sequence[tuple[Any, Any, Any]]
@@ -80,12 +73,6 @@ class RouteKey(msgspec.Struct, frozen=True, gc=False):
 
 PLAIN, EDITED = "plain", "edited"
 """Values of routes: as we write them, or not."""
-
-EDITED_MAC = b""
-"""Value of a neighbour that is no longer a permanent one with a MAC."""
-
-NeighbourKey = tuple[int, Address]
-"""ifindex and address."""
 
 
 class SeenPodRoute(msgspec.Struct, frozen=True, gc=False):
@@ -171,35 +158,6 @@ def _default_route(size: int) -> bytes:
     return message_template(RouteMessage, wire.RTM_NEWROUTE, flags, fields, **attributes)
 
 
-def neighbour(address: Address, ifindex: int, mac: Mac) -> bytes:
-    """A permanent neighbour, whatever was there."""
-    return _neighbour(len(address)) % (bytes(4), number(ifindex), address, mac)
-
-
-def encode_neighbours(writes: Writes) -> list[bytes]:
-    """Requests with the sequence numbers 0, 1, ..."""
-    messages = []
-    for i, ((ifindex, address), mac, _before) in enumerate(writes):
-        if mac is None:
-            messages.append(_deleted_neighbour(len(address)) % (number(i), number(ifindex), address))
-        else:
-            messages.append(_neighbour(len(address)) % (number(i), number(ifindex), address, mac))
-    return messages
-
-
-@lru_cache
-def _neighbour(size: int) -> bytes:
-    fields = {"family": FAMILIES[size], "ifindex": _NUMBER, "state": NUD_PERMANENT, "ndm_type": RTN_UNICAST}
-    flags = wire.CREATE | wire.REPLACE
-    return message_template(NeighbourMessage, wire.RTM_NEWNEIGH, flags, fields, dst=_ADDRESS[size], lladdr=_MAC)
-
-
-@lru_cache
-def _deleted_neighbour(size: int) -> bytes:
-    fields = {"family": FAMILIES[size], "ifindex": _NUMBER}
-    return message_template(NeighbourMessage, wire.RTM_DELNEIGH, 0, fields, dst=_ADDRESS[size])
-
-
 def address(address: Address, ifindex: int, length: int = 0) -> bytes:
     """In the pod: an address, IPv6 without the second that duplicate detection takes. length: 0: of a host."""
     template = _address(len(address), length or len(address) * 8)
@@ -228,12 +186,6 @@ def dump_routes(family: int, protocol: int = ROUTE_PROTOCOL) -> bytes:
     """The routes of the main table that one protocol made; the kernel filters."""
     fields = {"family": family, "table": ROUTE_TABLE, "proto": protocol}
     return encode(RouteMessage, wire.RTM_GETROUTE, 0, fields, table=ROUTE_TABLE)
-
-
-def dump_neighbours(ifindex: int = 0) -> bytes:
-    """The neighbours of one device, or of all."""
-    # NDA_IFINDEX, not ndm_ifindex: the strict check wants the filter as an attribute.
-    return encode(NeighbourMessage, wire.RTM_GETNEIGH, 0, {}, **({"ifindex": ifindex} if ifindex else {}))
 
 
 def dump_addresses(ifindex: int = 0) -> bytes:
@@ -311,17 +263,6 @@ def route_taken(commands: CommandSocket, address: Address) -> str:
     with contextlib.suppress(RefusedError):  # a route that refuses is told as its error alone
         commands.get(ask_route(0, address, wire.RTM_F_FIB_MATCH), visit)
     return found[0] if found else ""
-
-
-def read_neighbour(buffer: bytes, start: int, end: int) -> tuple[NeighbourKey, Mac] | None:
-    """An RTM_NEWNEIGH or RTM_DELNEIGH; the MAC is EDITED_MAC unless it is a permanent entry. None if it is a bridge's
-    or a proxy entry."""
-    family, ifindex, state, flags, _kind = NEIGHBOUR.unpack_from(buffer, start)
-    if family not in SIZES or flags & NTF_PROXY:
-        return None
-    found = attributes(buffer, start + 12, end, NDA_LLADDR)
-    mac = found.get(NDA_LLADDR, EDITED_MAC) if state == NUD_PERMANENT else EDITED_MAC
-    return (ifindex, found.get(NDA_DST, b"")), mac
 
 
 def gateway_of(address: Address) -> Address:

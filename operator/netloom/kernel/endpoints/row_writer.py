@@ -8,6 +8,7 @@ from netloom.kernel.endpoints.rows import Rows, index_of
 from netloom.kernel.keeper.part import Attempt, Worker
 from netloom.kernel.keeper.retries import Item
 from netloom.kernel.keeper.table_writer import TableWriter
+from netloom.kernel.netlink.neighbours import encode_neighbours
 
 
 class RowWriter(TableWriter):
@@ -16,7 +17,7 @@ class RowWriter(TableWriter):
     def __init__(self, rows: Rows, stands: Callable[[int], bool], whose: Callable[[Item], str]) -> None:
         encoders = {
             "address": row_messages.encode_addresses,
-            "neighbour": row_messages.encode_neighbours,
+            "neighbour": encode_neighbours,
             "route": row_messages.encode_routes,
         }
         super().__init__(rows.tables, encoders)

@@ -8,11 +8,12 @@ import msgspec
 from netloom.cidr import Cidr
 from netloom.kernel.endpoints.endpoint import Endpoint
 from netloom.kernel.endpoints.reader import EndpointsSeen
-from netloom.kernel.endpoints.row_messages import METRIC, PLAIN, NeighbourKey, RouteKey
+from netloom.kernel.endpoints.row_messages import METRIC, PLAIN, RouteKey
 from netloom.kernel.keeper.retries import Item
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.mac import Mac
 from netloom.kernel.netlink.links import LocalAddress, device_name
+from netloom.kernel.netlink.neighbours import NeighbourKey
 
 
 class SurplusAddress(msgspec.Struct, frozen=True):

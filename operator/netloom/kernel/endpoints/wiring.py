@@ -30,6 +30,7 @@ from netloom.kernel.endpoints.row_messages import gateway_of
 from netloom.kernel.keeper.table_writer import ALREADY_GONE
 from netloom.kernel.mac import link_local_of
 from netloom.kernel.netlink.links import device_name
+from netloom.kernel.netlink.neighbours import make_neighbour
 from netloom.kernel.netlink.sockets import AnswerLost, CommandSocket, KernelRefusal, RefusedError, read_one
 from netloom.kernel.netlink.wire import numbered
 from netloom.kernel.ownership import ENDPOINTS
@@ -221,7 +222,7 @@ class Wiring:
             )
         for address in endpoint.addresses:
             gateway = gateway_of(address)
-            neighbour = row_messages.neighbour(gateway, index, endpoint.host_mac)
+            neighbour = make_neighbour((index, gateway), endpoint.host_mac)
             steps.append(WiringStep("neighbour", f"neighbour {format_address(gateway)}", neighbour))
             way_out = row_messages.default_route(gateway, index)
             steps.append(WiringStep("way out", f"default route by {format_address(gateway)}", way_out, gateway))
@@ -320,7 +321,7 @@ def host_steps(endpoint: Endpoint, host: End, cookie: int) -> list[WiringStep]:
     prepare = link_messages.prepare_host_end(index, alias_of(endpoint, cookie), ipv6=host.disable_ipv6 is not None)
     steps = [WiringStep("link", "switches", prepare), WiringStep("link", "up", link_messages.set_up(index))]
     for address in endpoint.addresses:
-        neighbour = row_messages.neighbour(address, index, endpoint.pod_mac)
+        neighbour = make_neighbour((index, address), endpoint.pod_mac)
         steps.append(WiringStep("neighbour", f"neighbour {format_address(address)}", neighbour))
         steps.append(
             WiringStep("route", f"route to {format_address(address)}", row_messages.route(address, index), address)

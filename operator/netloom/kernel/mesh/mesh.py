@@ -26,7 +26,6 @@ from netloom.kernel.mesh.rivals import RivalRoutes
 from netloom.kernel.mesh.rows import (
     DeviceState,
     FamilyRows,
-    NeighbourKey,
     Nexthop,
     OddRoute,
     PeerRows,
@@ -35,6 +34,7 @@ from netloom.kernel.mesh.rows import (
 )
 from netloom.kernel.mesh.seen_rows import RowTables, SeenRows
 from netloom.kernel.mesh.withheld import WithheldRoutes, addresses_of
+from netloom.kernel.netlink.neighbours import NeighbourKey
 
 
 class Mesh:

@@ -13,10 +13,11 @@ from netloom.kernel.mesh.desired import Desired, MeshNode
 from netloom.kernel.mesh.devices_part import DevicesFound, DeviceWork
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.node_network import SeenNodeNetwork
-from netloom.kernel.mesh.rows import NeighbourKey, Nexthop, OddRoute, RouteContent, RouteKey
+from netloom.kernel.mesh.rows import Nexthop, OddRoute, RouteContent, RouteKey
 from netloom.kernel.mesh.tunnel_device import DeviceStep, Interfaces
 from netloom.kernel.mesh.underlay import merged, own_addresses_of_peers
 from netloom.kernel.netlink.links import Link
+from netloom.kernel.netlink.neighbours import NeighbourKey
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.ownership import ROUTE_PROTOCOL
 from netloom.kernel.sysctl import Sysctl, SysctlRecord, effective

@@ -18,12 +18,13 @@ from netloom.kernel.mesh.fib import FibResult
 from netloom.kernel.mesh.lifelines import NodeRoute
 from netloom.kernel.mesh.node_network import PROTOCOLS, SeenNodeNetwork, dump_node_routes, read_node_route
 from netloom.kernel.mesh.rivals import MOST_AT_ONCE, ForeignRoute
-from netloom.kernel.mesh.rows import DirectRoute, NeighbourKey, RouteKey, SeenNexthop, SeenRoute
+from netloom.kernel.mesh.rows import DirectRoute, RouteKey, SeenNexthop, SeenRoute
 from netloom.kernel.mesh.tunnel_device import Interfaces
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.fib_lookup import look_up
 from netloom.kernel.netlink.links import dump_links, read_address, read_link, read_received
 from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, encode
+from netloom.kernel.netlink.neighbours import NeighbourKey, dump_neighbours
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all, read_one, unless_missing
 
 
@@ -118,9 +119,9 @@ def neighbours(commands: CommandSocket, ifindexes: Iterable[int]) -> dict[Neighb
     """The permanent neighbours on our devices."""
     read = row_readers.neighbour_reader().read
     return {
-        (ifindex, seen.address): seen.mac
+        seen.key: seen.mac
         for ifindex in ifindexes
-        for seen in read_all(commands, row_messages.dump_neighbours(ifindex), read)
+        for seen in read_all(commands, dump_neighbours(ifindex), read)
         if seen.ifindex == ifindex and seen.mac
     }
 

@@ -30,7 +30,6 @@ from netloom.kernel.netlink.template import marker, message_template
 from netloom.kernel.netlink.wire import (
     FAMILIES,
     NTF_USE,
-    NUD_PERMANENT,
     RT_SCOPE_NOWHERE,
     RTN_UNICAST,
     RTN_UNREACHABLE,
@@ -41,7 +40,6 @@ from netloom.kernel.ownership import ROUTE_PROTOCOL, ROUTE_TABLE
 
 _KEY = marker(b"k", 4)
 _NUMBER = int.from_bytes(_KEY, sys.byteorder)
-_MAC = marker(b"m", 6)
 _REMOTE = marker(b"r", 4)
 _ADDRESS: dict[int, bytes] = {size: marker(b"a", size) for size in FAMILIES}
 """Markers, by the size of the field where it varies. _NUMBER is _KEY's as an integer."""
@@ -165,31 +163,6 @@ def _deleted_nexthop() -> bytes:
     return message_template(NexthopMessage, wire.RTM_DELNEXTHOP, 0, {}, id=_NUMBER)
 
 
-def encode_neighbours(writes: Writes) -> list[bytes]:
-    """Requests with the sequence numbers 0, 1, ..."""
-    messages, order = [], sys.byteorder
-    for sequence, ((ifindex, address), mac, _before) in enumerate(writes):
-        number = sequence.to_bytes(4, order)
-        if mac is None:
-            messages.append(_deleted_neighbour(len(address), ifindex) % (number, address))
-        else:
-            messages.append(_neighbour(len(address), ifindex) % (number, address, mac))
-    return messages
-
-
-@lru_cache
-def _neighbour(size: int, ifindex: int) -> bytes:
-    fields = {"family": FAMILIES[size], "ifindex": ifindex, "state": NUD_PERMANENT, "ndm_type": RTN_UNICAST}
-    flags = wire.CREATE | wire.REPLACE
-    return message_template(NeighbourMessage, wire.RTM_NEWNEIGH, flags, fields, dst=_ADDRESS[size], lladdr=_MAC)
-
-
-@lru_cache
-def _deleted_neighbour(size: int, ifindex: int) -> bytes:
-    fields = {"family": FAMILIES[size], "ifindex": ifindex}
-    return message_template(NeighbourMessage, wire.RTM_DELNEIGH, 0, fields, dst=_ADDRESS[size])
-
-
 def probe_neighbour(sequence: int, ifindex: int, address: Address) -> bytes:
     """Request: ask on the device's network whether the address answers, as sending to it would. Changes nothing else,
     and makes no entry where there is none."""
@@ -221,9 +194,3 @@ def dump_all_routes(family: int) -> bytes:
 def dump_nexthops() -> bytes:
     """Request: all nexthop objects. (The kernel can filter by device, but not by id range or protocol.)"""
     return encode(NexthopMessage, wire.RTM_GETNEXTHOP, 0, {})
-
-
-def dump_neighbours(ifindex: int) -> bytes:
-    """Request: the neighbours of one device."""
-    # NDA_IFINDEX, not ndm_ifindex: the strict check wants the filter as an attribute.
-    return encode(NeighbourMessage, wire.RTM_GETNEIGH, 0, {}, ifindex=ifindex)

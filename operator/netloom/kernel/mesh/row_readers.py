@@ -20,24 +20,19 @@ from netloom.kernel.mesh.rivals import ForeignRoute
 from netloom.kernel.mesh.rows import (
     DEFAULT_METRIC,
     EDITED,
-    EDITED_MAC,
     UNREACHABLE,
     DirectRoute,
     Nexthop,
     OddRoute,
     RouteContent,
-    SeenNeighbour,
     SeenNexthop,
     SeenRoute,
 )
+from netloom.kernel.netlink.neighbours import SeenNeighbour, read_neighbour
 from netloom.kernel.netlink.template import Place, TemplateReader
 from netloom.kernel.netlink.wire import (
     NDA_DST,
     NDA_LLADDR,
-    NEIGHBOUR,
-    NTF_PROXY,
-    NUD_FAILED,
-    NUD_PERMANENT,
     ROUTE,
     RTA_CACHEINFO,
     RTA_DST,
@@ -168,16 +163,6 @@ def read_nexthop(buffer: bytes, start: int, end: int) -> SeenNexthop:
         odd,
     )
     return SeenNexthop(identity, value, protocol)
-
-
-def read_neighbour(buffer: bytes, start: int, end: int) -> SeenNeighbour | None:
-    """An RTM_NEWNEIGH or RTM_DELNEIGH, or None if it is a bridge's or a proxy entry."""
-    family, ifindex, state, flags, _kind = NEIGHBOUR.unpack_from(buffer, start)
-    if family not in SIZES or flags & NTF_PROXY:
-        return None
-    found = attributes(buffer, start + 12, end, NDA_LLADDR)
-    mac = found.get(NDA_LLADDR, EDITED_MAC) if state == NUD_PERMANENT else EDITED_MAC
-    return SeenNeighbour(ifindex, found.get(NDA_DST, b""), mac, bool(state & NUD_FAILED))
 
 
 def read_fib_result(buffer: bytes, start: int, end: int) -> FibResult:

@@ -16,6 +16,7 @@ from netloom.cidr import Address, Cidr, format_address
 from netloom.kernel.mac import Mac
 from netloom.kernel.mesh.encapsulation import TUNNEL_TTL, Encapsulation
 from netloom.kernel.netlink.links import device_name
+from netloom.kernel.netlink.neighbours import NeighbourKey
 from netloom.kernel.netlink.wire import RTA_GATEWAY, RTA_NH_ID, RTA_OIF, RTA_PREFSRC, RTA_VIA, attributes, number
 from netloom.kernel.ownership import MESH
 
@@ -48,9 +49,6 @@ BEHIND = RouteContent(-2)
 
 UNREACHABLE = RouteContent(-1)
 """Value of an unreachable route."""
-
-EDITED_MAC = b""
-"""Value of a neighbour that is no longer a permanent one with a MAC."""
 
 
 def hops_text(prefix: Cidr, body: bytes) -> str:
@@ -94,10 +92,6 @@ class OddRoute(msgspec.Struct, frozen=True, gc=False):
 
 RouteKey = Cidr | OddRoute
 """What makes two routes of the main table the same to the kernel. Ours have the default metric and no TOS."""
-
-
-NeighbourKey = tuple[int, Address]
-"""ifindex and address."""
 
 
 class Nexthop(msgspec.Struct, frozen=True, gc=False):
@@ -144,15 +138,6 @@ class SeenNexthop(msgspec.Struct, frozen=True, gc=False):
     def owned(self) -> bool:
         """The mesh's by id and protocol."""
         return MESH.nexthop(self.protocol, self.id)
-
-
-class SeenNeighbour(msgspec.Struct, frozen=True, gc=False):
-    """A neighbour; `mac` is EDITED_MAC unless it is a permanent entry. `failed`: nobody answered there."""
-
-    ifindex: int
-    address: Address
-    mac: Mac
-    failed: bool = False
 
 
 class DirectRoute(msgspec.Struct, frozen=True):

@@ -26,7 +26,6 @@ from netloom.kernel.mesh.row_readers import (
     read_body,
     read_destination,
     read_foreign_route,
-    read_neighbour,
     read_nexthop,
     read_rival_prefix,
     read_route,
@@ -36,6 +35,7 @@ from netloom.kernel.mesh.withheld import cutting_off
 from netloom.kernel.mesh.writer import Writer
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import is_endpoint, read_address, read_link
+from netloom.kernel.netlink.neighbours import read_neighbour
 from netloom.kernel.netlink.sockets import BATCH, AnswerLost
 from netloom.kernel.ownership import DEVICE_PREFIX, MESH, ROUTE_PROTOCOL
 
@@ -350,10 +350,9 @@ class MeshRows(Part[Desired]):
             failed = kind == wire.RTM_NEWNEIGH and seen.failed
             self.mesh.fib.neighbour_changed(seen.ifindex, seen.address, failed=failed)
             return
-        key = (seen.ifindex, seen.address)
         deleted = kind == wire.RTM_DELNEIGH
-        if self.mesh.seen.lost_neighbour(key) if deleted else self.mesh.seen.saw_neighbour(key, seen.mac):
-            self._touched.add(("neighbour", key))
+        if self.mesh.seen.lost_neighbour(seen.key) if deleted else self.mesh.seen.saw_neighbour(seen.key, seen.mac):
+            self._touched.add(("neighbour", seen.key))
 
     def _nexthop(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
         seen = read_nexthop(buffer, start, end)

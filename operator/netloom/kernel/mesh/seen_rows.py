@@ -12,7 +12,6 @@ from netloom.kernel.mesh.nexthop_ids import NexthopIds
 from netloom.kernel.mesh.rivals import ForeignRoute, RivalRoutes
 from netloom.kernel.mesh.rows import (
     EDITED,
-    NeighbourKey,
     Nexthop,
     OddRoute,
     PeerRows,
@@ -21,6 +20,7 @@ from netloom.kernel.mesh.rows import (
     SeenNexthop,
     SeenRoute,
 )
+from netloom.kernel.netlink.neighbours import NeighbourKey
 from netloom.kernel.netlink.wire import EXCL, REPLACE
 from netloom.kernel.ownership import NEXTHOP_IDS
 

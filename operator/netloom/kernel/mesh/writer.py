@@ -10,8 +10,9 @@ from typing import Any
 from netloom.kernel.keeper.part import Attempt, Outcome, Worker
 from netloom.kernel.keeper.table_writer import Batch, TableWriter, Write
 from netloom.kernel.mesh.mesh import Mesh
-from netloom.kernel.mesh.row_messages import encode_neighbours, encode_nexthops, encode_routes
+from netloom.kernel.mesh.row_messages import encode_nexthops, encode_routes
 from netloom.kernel.mesh.rows import BEHIND, RouteKey
+from netloom.kernel.netlink.neighbours import encode_neighbours
 from netloom.kernel.netlink.sockets import BATCH
 
 _ENCODERS: dict[str, Callable[[Sequence[Write]], list[bytes]]] = {
