@@ -69,14 +69,16 @@ class FilterPart(Part[Prefiltering]):
     @property
     def ours(self) -> set[int]:
         """Ids of our programs."""
-        return {*self.kernel.programs.open, *self.kernel.programs.closed} if self.kernel is not None else set()
+        kernel = self.kernel  # read once: the thread may take it away between two looks
+        return {*kernel.programs.open, *kernel.programs.closed} if kernel is not None else set()
 
     def program_for(self, wish: DeviceWish) -> int:
         """The id of the one that is to run on a device, once it may; 0: there is none."""
         number = self._numbers[wish.rules] if wish.rules < len(self._numbers) else None
-        if self.kernel is None or number not in self.kernel.filled:
+        kernel = self.kernel
+        if kernel is None or number not in kernel.filled:
             return 0
-        return self.kernel.programs.current.get(number, 0)
+        return kernel.programs.current.get(number, 0)
 
     def descriptor(self, identity: int) -> int | None:
         """Of one of our programs; None if this process may not open it."""

@@ -87,11 +87,13 @@ class PrefilterKeeper(Keeper[Prefiltering, PrefilterReport]):
 
     def dropped(self) -> Mapping[str, Dropped]:
         """By name of prefilter, as the kernel counts at this moment: a system call for each. Raises OSError."""
-        return self._filter.kernel.dropped() if self._filter.kernel is not None else {}
+        kernel = self._filter.kernel
+        return kernel.dropped() if kernel is not None else {}
 
     def overtagged(self) -> Dropped:
         """Frames that were dropped because they have more VLAN tags than any network's. Raises OSError."""
-        return self._filter.kernel.overtagged() if self._filter.kernel is not None else Dropped()
+        kernel = self._filter.kernel
+        return kernel.overtagged() if kernel is not None else Dropped()
 
     @property
     def stats(self) -> dict[str, int]:
@@ -101,8 +103,8 @@ class PrefilterKeeper(Keeper[Prefiltering, PrefilterReport]):
     @property
     def report(self) -> PrefilterReport:
         """The state of things now."""
-        part = self._filter
-        info = part.kernel.programs.info if part.kernel is not None else None
+        part, kernel = self._filter, self._filter.kernel
+        info = kernel.programs.info if kernel is not None else None
         return PrefilterReport(
             **self._basics(),
             devices=self._devices.reports(),

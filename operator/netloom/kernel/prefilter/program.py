@@ -49,8 +49,9 @@ class Programs:
 
     @property
     def info(self) -> ProgramInfo:
-        """Of the first that is wanted."""
-        return self._infos[min(self.current.items())[1]] if self.current else ProgramInfo(0, "", "")
+        """Of the first that is wanted. Another thread may ask, while they are being closed."""
+        _number, identity = min(self.current.items(), default=(0, 0))
+        return self._infos.get(identity) or ProgramInfo(0, "", "")
 
     def find(self) -> None:
         """Open all that are pinned. Raises OSError."""
