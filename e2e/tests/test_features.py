@@ -19,9 +19,8 @@ from netloom_e2e.cluster import ControlPlane
 from netloom_e2e.gateway import gateway
 from netloom_e2e.lab import Lab, Machine, wait_for
 from netloom_e2e.mesh import NETLOOM, PROTOCOL, facts, state
-from netloom_reconcilers.conditions import AGENT, Conditions, manager_of, withdraw
+from netloom_reconcilers.conditions import AGENT, Conditions, Readiness, manager_of, withdraw
 from netloom_reconcilers.features.kernel import KernelFeature
-from netloom_reconcilers.features.node import Readiness
 from netloom_reconcilers.node.status import NodeStatusReconciler
 
 

@@ -1,10 +1,11 @@
 """Conditions and the Events that go with them, written only when something changed."""
 
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
 
+from netloom.api.cluster_facts import SUMMARY
 from netloom.api.events import ObjectReference
 from netloom.api.meta import Condition, Object, Resource, condition_of
 from netloom.api.prefilter import NetloomPrefilter
@@ -22,7 +23,8 @@ HEALTH = "netloom-operator-health"
 A feature of the agent that has a condition applies it as `manager_of`."""
 MESSAGE_LIMIT = 32768
 
-ConditionStatus = Literal["True", "False", "Unknown"]
+_TRUE_IS_BAD = frozenset({SUMMARY})
+"""Types of conditions that hold where something is wrong."""
 
 T = TypeVar("T", NetloomNetwork, NetloomNode, NetloomIPPool, NetloomPrefilter)
 K = TypeVar("K", bound=Object)
@@ -31,6 +33,16 @@ K = TypeVar("K", bound=Object)
 def manager_of(feature: str) -> str:
     """The field manager of a feature of the agent."""
     return f"{AGENT}-{feature}"
+
+
+class Readiness(NamedTuple):
+    """What a condition says, but for the time. ready: whether all is well; None where it is not known. warns: unless it
+    is not well, there is something to be done all the same."""
+
+    ready: bool | None
+    reason: str
+    message: str
+    warns: bool = False
 
 
 class Conditions:
@@ -61,24 +73,19 @@ class Conditions:
         res: Resource[T],
         obj: T,
         type_: str,
-        good: bool | None,
-        reason: str,
-        message: str,
+        readiness: Readiness,
         *,
-        warns: bool = False,
-        status: ConditionStatus | None = None,
         observes: bool = False,
         **beside: msgspec.Struct | tuple[msgspec.Struct | str, ...] | str | int | None,
     ) -> T | None:
-        """The object as written, or None where nothing had to be, or it is not there any more. `good`: it is True,
-        with None Unknown, unless `status` says otherwise.
-        warns: it is, and there is something to be done all the same. observes: that it holds of a newer spec, too, is
-        worth a write. beside: further fields of the status, which this
-        field manager owns as well. Raises Conflict where it is fenced and somebody wrote in between."""
-        meta = obj.metadata
-        status = status or ("Unknown" if good is None else "True" if good else "False")
-        old = condition_of(obj.status.conditions, type_)
+        """The object as written, or None where nothing had to be, or it is not there any more. observes: that it holds
+        of a newer spec, too, is worth a write. beside: further fields of the status, which this field manager owns as
+        well. Raises Conflict where it is fenced and somebody wrote in between."""
+        meta, (good, reason, message, warns) = obj.metadata, readiness
         message = message[:MESSAGE_LIMIT]
+        holds = None if good is None else good != (type_ in _TRUE_IS_BAD)
+        status: Literal["True", "False", "Unknown"] = "Unknown" if holds is None else "True" if holds else "False"
+        old = condition_of(obj.status.conditions, type_)
         same = all(getattr(obj.status, name) == value for name, value in beside.items())
         same &= not observes or (old is not None and old.observed_generation == meta.generation)
         if same and old is not None and (old.status, old.reason, old.message) == (status, reason, message):

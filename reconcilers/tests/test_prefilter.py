@@ -19,6 +19,7 @@ from netloom.kernel.prefilter.prefiltering import DeviceReport, DeviceWish, Drop
 from netloom.runtime.clock import ServerClock
 from netloom.runtime.store import Store
 from netloom_e2e.trie_entries import key, value
+from netloom_reconcilers.conditions import Readiness
 from netloom_reconcilers.node.prefilter import telling
 from netloom_reconcilers.node.prefilter.config_maps import ConfigMaps, ListConfigMap, read
 from netloom_reconcilers.node.prefilter.reporting import PrefilterReporter
@@ -240,7 +241,7 @@ async def test_what_the_node_lives_by_is_held_back_and_said(setting: Setting) ->
     status = setting.feature.status()
     assert status is not None
     assert (status.filters[0].withheld, status.filters[0].ipv4_entries) == (3, 1)
-    assert telling.readiness_of(status)[0][:2] == (True, "Withheld")
+    assert telling.readiness_of(status)[:2] == (True, "Withheld")
 
 
 async def test_a_peer_that_comes_takes_its_entry_out_of_force(setting: Setting) -> None:
@@ -267,7 +268,7 @@ async def test_what_is_in_the_kernel_is_told_by_prefilter_and_device(setting: Se
         ("a", 3, 1, 12, 720),
         ("b", 3, 0, 0, 0),
     ]
-    assert telling.readiness_of(status)[0].ready
+    assert telling.readiness_of(status).ready
     assert {each.name: len(each.samples) for each in setting.feature.metrics()} == {
         "netloom_prefilter_dropped_packets": 2,
         "netloom_prefilter_dropped_bytes": 2,
@@ -318,10 +319,8 @@ async def test_what_keeps_it_from_running_is_its_error(setting: Setting) -> None
     await setting.have(prefilter("a", devices=("eth0",)), prefilter("b", devices=("eth0",)))
     status = setting.feature.status()
     assert status is not None
-    readiness, warns = telling.readiness_of(status)
-    assert (readiness, warns) == (
-        (False, "PrefilterFailed", "NetloomPrefilter a, b: eth0: the driver of eth0 has no native mode."),
-        True,
+    assert telling.readiness_of(status) == Readiness(
+        False, "PrefilterFailed", "NetloomPrefilter a, b: eth0: the driver of eth0 has no native mode."
     ), "once, though device, retry and both prefilters say it"
 
 

@@ -30,6 +30,7 @@ from netloom_reconcilers.cluster.prefilters import (
     gathered,
     trimmed,
 )
+from netloom_reconcilers.conditions import Readiness
 from netloom_reconcilers.features.cluster import ClusterContext
 
 PREFILTER = NetloomPrefilter(metadata=ObjectMeta(name="a", generation=2))
@@ -49,8 +50,8 @@ def test_it_runs_everywhere() -> None:
         0,
         (),
         (),
-        (True, "Active", "It runs on every node that it selects."),
-        (True, "Whole", "All that it says is active where it runs."),
+        Readiness(True, "Active", "It runs on every node that it selects."),
+        Readiness(True, "Whole", "All that it says is active where it runs."),
     )
 
 
@@ -59,7 +60,7 @@ def test_a_node_that_holds_the_generation_before_is_waited_for() -> None:
     assert (found.nodes, found.ready[:2]) == (PrefilterNodes(selected=2, active=1, failed=0), (False, "Waiting"))
     assert gathered(PREFILTER, ["n1"], {}).ready[:2] == (False, "Waiting")
     assert gathered(PREFILTER, [], {}).ready[:2] == (None, "NoNodes")
-    many = gathered(PREFILTER, [f"n{number}" for number in range(9)], {"n0": filtered()}).ready[2]
+    many = gathered(PREFILTER, [f"n{number}" for number in range(9)], {"n0": filtered()}).ready.message
     assert many.startswith("Nothing says that it runs on n1, n2, n3 and others. Where that lasts,")
 
 
@@ -69,7 +70,7 @@ def test_the_first_that_fail_are_named() -> None:
     assert found.nodes == PrefilterNodes(selected=20, active=0, failed=20)
     assert len(found.failures) == FAILURES
     assert found.failures[0] == PrefilterFailure("n00", "eth0: there is no such device.")
-    assert found.ready == (
+    assert found.ready == Readiness(
         False,
         "NodesFailed",
         "On n00: eth0: there is no such device. On n01: eth0: there is no such device. On n02: eth0: there is no such "
@@ -88,8 +89,8 @@ def test_what_is_not_active_is_said_once() -> None:
     assert found.problems == (f"on n1: {bad}", f"on n1: {held}")
     assert (found.withheld, found.whole[:2]) == (1, (False, "Withheld"))
     only = gathered(PREFILTER, ["n2"], said)
-    assert only.whole == (False, "BadLines", f"on n2: {bad}")
-    assert only.ready[0], "the good lines are active"
+    assert only.whole == Readiness(False, "BadLines", f"on n2: {bad}")
+    assert only.ready.ready, "the good lines are active"
 
 
 class World:

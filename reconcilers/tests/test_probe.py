@@ -20,8 +20,8 @@ from netloom.kernel.probe.keeper import Egress
 from netloom.kernel.probe.prober import Prober
 from netloom.roles.sources import Sources
 from netloom.runtime.errors import NotFound
-from netloom_reconcilers.conditions import Conditions
-from netloom_reconcilers.features.node import NodeContext, Readiness
+from netloom_reconcilers.conditions import Conditions, Readiness
+from netloom_reconcilers.features.node import NodeContext
 from netloom_reconcilers.node.probe import ProbeFeature
 from netloom_reconcilers.node.probing.findings import Finding
 from netloom_reconcilers.node.probing.looks import Leases, Life
@@ -52,7 +52,7 @@ async def test_what_fails_twice_in_a_row_is_told_and_taken_back_at_once(probe: P
         assert said(probe) == (True, "ProbesAnswered"), "one failure is nothing"
     probe._take(BAD)
     probe._take(BAD)
-    assert probe.readiness() == (False, "LostOneWay", "packets to n2 are lost")
+    assert probe.readiness() == Readiness(False, "LostOneWay", "packets to n2 are lost")
     assert probe.facts()["probe"]["failing"] == ["packets to n2 are lost"]  # type: ignore[index]
     probe._take(GOOD)
     assert said(probe) == (True, "ProbesAnswered")
@@ -91,7 +91,7 @@ async def test_what_is_not_known_is_neither_true_nor_false_nor_a_warning() -> No
     patches.clock.now = lambda: dt.datetime.now(dt.UTC)
     told = Condition("PodTrafficPasses", "False", "LostOneWay", "", "2026-01-01T00:00:00Z")
     node = NetloomNode(metadata=ObjectMeta(name="n1"), status=NetloomNodeStatus(conditions=(told,)))
-    await Conditions(patches, events).set(NETLOOM_NODES, node, "PodTrafficPasses", None, "NothingKnown", "")
+    await Conditions(patches, events).set(NETLOOM_NODES, node, "PodTrafficPasses", Readiness(None, "NothingKnown", ""))
     assert patches.patch.await_args.args[2]["status"]["conditions"][0]["status"] == "Unknown"
     assert events.event.call_args.args[1] == "Normal"
 
@@ -197,7 +197,8 @@ async def test_a_bounded_number_is_named(probe: ProbeFeature) -> None:
     for number in range(20):
         for _ in range(2):
             probe._take(Finding(peer=f"n{number}", family=4, way="w", passes=False, reason="R", text=f"lost {number}."))
-    assert probe.readiness() == (False, "R", "lost 0. lost 1. lost 2. And more: /status of the agent names all.")
+    named = "lost 0. lost 1. lost 2. And more: /status of the agent names all."
+    assert probe.readiness() == Readiness(False, "R", named)
 
 
 @pytest.mark.parametrize(("mtu", "native"), [(0, 1500), (1400, 1400), (9000, 1500)])

@@ -12,7 +12,7 @@ from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode, NetloomNodeStatus
 from netloom.runtime.clock import ServerClock
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, Forbidden, NotFound, Unavailable
 from netloom.runtime.store import Store
-from netloom_reconcilers.features.node import Readiness
+from netloom_reconcilers.conditions import Readiness
 from netloom_reconcilers.node import sign_of_life
 from netloom_reconcilers.node.sign_of_life import SignOfLife
 from netloom_reconcilers.node.status import NodeStatusReconciler
@@ -244,7 +244,7 @@ async def test_a_condition_is_taken_back_only_with_signs_of_life(monkeypatch: py
     written = []
 
     class Conditions:
-        async def set(self, res: Any, obj: NetloomNode, type_: str, *wanted: Any) -> None:
+        async def set(self, res: Any, obj: NetloomNode, type_: str, wanted: Readiness) -> None:
             written.append(wanted)
 
     world = World()

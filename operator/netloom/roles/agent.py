@@ -27,9 +27,9 @@ from netloom.runtime.events import EventRecorder
 from netloom.runtime.http import web
 from netloom.runtime.manager import Manager
 from netloom.runtime.startup import follow_api_server
-from netloom_reconcilers.conditions import AGENT, Conditions, manager_of
+from netloom_reconcilers.conditions import AGENT, Conditions, Readiness, manager_of
 from netloom_reconcilers.features import chosen
-from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness
+from netloom_reconcilers.features.node import NodeContext, NodeFeature
 from netloom_reconcilers.node.addresses.feature import AddressesFeature
 from netloom_reconcilers.node.endpoints.feature import EndpointsFeature
 from netloom_reconcilers.node.forwarding import ForwardingFeature

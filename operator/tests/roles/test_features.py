@@ -13,10 +13,10 @@ from netloom.roles.operator import Operator, OperatorOptions
 from netloom.runtime.client import Api
 from netloom.runtime.errors import ConfigError
 from netloom_reconcilers.cluster import withdrawing
-from netloom_reconcilers.conditions import ADDRESSES, AGENT, HEALTH, OPERATOR, manager_of
+from netloom_reconcilers.conditions import ADDRESSES, AGENT, HEALTH, OPERATOR, Readiness, manager_of
 from netloom_reconcilers.features import chosen
 from netloom_reconcilers.features.cluster import ClusterContext, ClusterFeature, Told
-from netloom_reconcilers.features.node import NodeFeature, Readiness
+from netloom_reconcilers.features.node import NodeFeature
 from tests.roles.test_crashes import NODE_PATH, put_network, running, said
 from tests.runtime.scripted import ScriptedApi, refuse, until
 

@@ -13,6 +13,7 @@ from netloom.roles import feature_keepers
 from netloom.roles.agent import STUCK, Agent
 from netloom.roles.agent_sources import AgentOptions, cluster_sources
 from netloom.runtime.client import Api
+from netloom_reconcilers.conditions import Readiness
 from tests.roles.test_crashes import NODE_PATH, put_network, running
 from tests.runtime.scripted import ScriptedApi, refuse, until
 
@@ -90,11 +91,8 @@ async def test_an_agent_whose_kernel_does_not_answer_gives_no_sign_of_life(
         life.idle = agent._idle
         await until(lambda: not life.given)
         assert agent.manager.health.not_ready()["sign of life"].endswith("the kernel has not answered tunnels.")
-        assert agent.readiness() == (
-            False,
-            "Degraded",
-            "The kernel side does not work: the kernel has not answered tunnels.",
-        )
+        message = "The kernel side does not work: the kernel has not answered tunnels."
+        assert agent.readiness() == Readiness(False, "Degraded", message)
 
 
 async def test_which_keepers_count_as_stuck(server: ScriptedApi, api: Api, tmp_path: Path) -> None:

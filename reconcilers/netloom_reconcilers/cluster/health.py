@@ -34,7 +34,7 @@ from netloom.runtime.store import Store
 from netloom_reconcilers.cluster.agents_heard import AgentsHeard
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
 from netloom_reconcilers.cluster.summary import METRICS, Summary
-from netloom_reconcilers.conditions import HEALTH, Conditions
+from netloom_reconcilers.conditions import HEALTH, Conditions, Readiness
 from netloom_reconcilers.features.cluster import ClusterContext, Told
 from netloom_reconcilers.signs_of_life import NOT_HEARD_OF
 
@@ -192,10 +192,9 @@ class Health:
             self._heard.nothing_heard()
             return False
         if why:
+            readiness = Readiness(None, NOT_HEARD_OF, why, warns=True)
             try:
-                written = await self._conditions.set(
-                    NETLOOM_NODES, obj, DATAPLANE_READY, False, NOT_HEARD_OF, why, status="Unknown"
-                )
+                written = await self._conditions.set(NETLOOM_NODES, obj, DATAPLANE_READY, readiness)
             except Unavailable:
                 raise
             except ApiError as error:  # it is refused of this one, and others are told all the same

@@ -46,7 +46,7 @@ from netloom_reconcilers.cluster.overlaps import (
     ranges_of,
     unreadable,
 )
-from netloom_reconcilers.conditions import said
+from netloom_reconcilers.conditions import Readiness, said
 
 GATHER_SECONDS = 0.2
 """How long news gather before they are told."""
@@ -107,11 +107,9 @@ class NetworkReconciler(Member):
             return wait
         good = [] if errors else [_good(mode_of(network))]
         message = " ".join([*good, *(said(problem, _NETWORK) for problem in problems)])
-        good_enough, warns = not errors, bool(problems)
-        written = await self._conditions.set(
-            NETWORKS, network, READY, good_enough, reason, message, warns=warns and good_enough
-        )
-        self._told, self._told_at = (good_enough, reason), self._clock()
+        readiness = Readiness(not errors, reason, message, warns=bool(problems))
+        written = await self._conditions.set(NETWORKS, network, READY, readiness)
+        self._told, self._told_at = (not errors, reason), self._clock()
         if written is not None:
             self._networks.put(written)
         return None
@@ -119,9 +117,10 @@ class NetworkReconciler(Member):
     async def tell_crash(self, crash: str) -> None:
         """Says so at the network, without a look at anything that may have crashed."""
         problem = _crashed(crash)
+        readiness = Readiness(False, problem.reason, said(problem, _NETWORK))
         while (network := self._networks.get(NETWORK_NAME)) is not None:
             with suppress(Conflict):
-                await self._conditions.set(NETWORKS, network, READY, False, problem.reason, said(problem, _NETWORK))
+                await self._conditions.set(NETWORKS, network, READY, readiness)
                 return
             self._networks.put(await self._api.get(NETWORKS, NETWORK_NAME))
 

@@ -24,7 +24,7 @@ from netloom_reconcilers.cluster.allocation.incarnation import Incarnation, Memb
 from netloom_reconcilers.cluster.allocation.metrics import POOL_METRICS, PoolSample
 from netloom_reconcilers.cluster.overlaps import CONNECTED, NODES, SERVICES, About, Ranges, odd, overlaps, ranges_of
 from netloom_reconcilers.cluster.pool_usage import PoolCounts
-from netloom_reconcilers.conditions import said
+from netloom_reconcilers.conditions import Readiness, said
 
 RETELL_SECONDS = 30.0
 """How soon counts are told again of which the condition says the same. 5,000 agents are sent each of these writes."""
@@ -147,10 +147,7 @@ class PoolsReconciler(Member):
             POOLS,
             pool,
             READY,
-            good,
-            reason,
-            message,
-            warns=good and any(problem.reason != _NOT_IN_USE for problem in problems),
+            Readiness(good, reason, message, warns=any(problem.reason != _NOT_IN_USE for problem in problems)),
             ipv4=counts.get(4),
             ipv6=counts.get(6),
             nodes=len(self._usage.holders.get(name, ())),

@@ -36,7 +36,7 @@ from netloom.runtime.allowance import Allowance, Pace
 from netloom.runtime.errors import ApiError, Unavailable
 from netloom_reconcilers.cluster.allocation.incarnation import netloom_node_changed, node_changed
 from netloom_reconcilers.cluster.health import sending_pace
-from netloom_reconcilers.conditions import OPERATOR, Conditions
+from netloom_reconcilers.conditions import OPERATOR, Conditions, Readiness
 from netloom_reconcilers.features.cluster import ClusterContext, Told
 from netloom_reconcilers.signs_of_life import NOT_HEARD_OF
 
@@ -58,7 +58,7 @@ WHOLE_MANAGER = "netloom-operator-whole"
 
 
 class Gathered(msgspec.Struct, frozen=True):
-    """How a prefilter fares. ready, whole: as conditions, `Conditions.set` takes them: good, reason, message."""
+    """How a prefilter fares. ready, whole: for its conditions."""
 
     nodes: PrefilterNodes
     ipv4_entries: int
@@ -66,8 +66,8 @@ class Gathered(msgspec.Struct, frozen=True):
     withheld: int
     failures: tuple[PrefilterFailure, ...]
     problems: tuple[str, ...]
-    ready: tuple[bool | None, str, str]
-    whole: tuple[bool | None, str, str]
+    ready: Readiness
+    whole: Readiness
 
 
 def gathered(prefilter: NetloomPrefilter, selected: Iterable[str], said: Mapping[str, NodeFilter]) -> Gathered:
@@ -98,36 +98,38 @@ def _holds(prefilter: NetloomPrefilter, said: NodeFilter | None) -> bool:
     return said is not None and not said.error and said.generation == prefilter.metadata.generation
 
 
-def _ready(
-    selected: int, failures: tuple[PrefilterFailure, ...], failed: int, awaited: tuple[str, ...]
-) -> tuple[bool | None, str, str]:
+def _ready(selected: int, failures: tuple[PrefilterFailure, ...], failed: int, awaited: tuple[str, ...]) -> Readiness:
     """awaited: the first nodes that neither run it nor fail. No counts, which are beside it."""
     if failed:
         named = " ".join(f"On {each.node}: {each.message}" for each in failures[:_NAMED])
-        return False, "NodesFailed", named if failed <= _NAMED else f"{named} And on others: see status.failures."
+        return Readiness(
+            False, "NodesFailed", named if failed <= _NAMED else f"{named} And on others: see status.failures."
+        )
     if not selected:
-        return None, NO_NODES, "No Node that is Netloom's has the labels of spec.nodeSelector, so it drops nothing."
+        return Readiness(
+            None, NO_NODES, "No Node that is Netloom's has the labels of spec.nodeSelector, so it drops nothing."
+        )
     if awaited:
         others = " and others" if len(awaited) > _NAMED else ""
-        return (
+        return Readiness(
             False,
             "Waiting",
             f"Nothing says that it runs on {', '.join(awaited[:_NAMED])}{others}. Where that lasts, `netloom status` "
             "says whether their agents live; one that is older, or has the feature prefilter off, runs none.",
         )
-    return True, "Active", "It runs on every node that it selects."
+    return Readiness(True, "Active", "It runs on every node that it selects.")
 
 
-def _whole(problems: tuple[str, ...], reports: Iterable[NodeFilter]) -> tuple[bool | None, str, str]:
+def _whole(problems: tuple[str, ...], reports: Iterable[NodeFilter]) -> Readiness:
     if not problems:
-        return True, "Whole", "All that it says is active where it runs."
+        return Readiness(True, "Whole", "All that it says is active where it runs.")
     reasons = {"Withheld": False, "BadLines": False}
     for each in reports:
         reasons["Withheld"] |= each.withheld > 0
         reasons["BadLines"] |= each.bad_lines > 0
     reason = next((name for name, so in reasons.items() if so), "NotWhole")
     more = " And more: see status.problems." if len(problems) > _NAMED else ""
-    return False, reason, " ".join(problems[:_NAMED]) + more
+    return Readiness(False, reason, " ".join(problems[:_NAMED]) + more)
 
 
 class _Record:
@@ -257,7 +259,7 @@ class Prefilters:
             PREFILTERS,
             prefilter,
             READY,
-            *found.ready,
+            found.ready,
             observes=True,
             nodes=found.nodes,
             ipv4_entries=found.ipv4_entries,
@@ -267,7 +269,7 @@ class Prefilters:
         )
         if stored is not None:
             store.put(stored)
-        stored = await self._whole.set(PREFILTERS, stored or prefilter, WHOLE, *found.whole, problems=found.problems)
+        stored = await self._whole.set(PREFILTERS, stored or prefilter, WHOLE, found.whole, problems=found.problems)
         if stored is not None:
             store.put(stored)
 
@@ -276,7 +278,7 @@ class Prefilters:
         ready, whole = conditions.get(READY), conditions.get(WHOLE)
         if ready is not None and whole is not None:
             judged = (ready.reason, whole.reason, ready.observed_generation)
-            if judged == (found.ready[1], found.whole[1], record.generation) and (
+            if judged == (found.ready.reason, found.whole.reason, record.generation) and (
                 _is_told(status, ready, whole, found) or now < record.told + RETELL_SECONDS
             ):
                 return False
@@ -287,7 +289,7 @@ class Prefilters:
 
 def _is_told(status: PrefilterStatus, ready: Condition, whole: Condition, found: Gathered) -> bool:
     counts = ("nodes", "ipv4_entries", "ipv6_entries", "withheld", "failures", "problems")
-    words = (ready.message, whole.message) == (found.ready[2], found.whole[2])
+    words = (ready.message, whole.message) == (found.ready.message, found.whole.message)
     return words and all(getattr(status, each) == getattr(found, each) for each in counts)
 
 

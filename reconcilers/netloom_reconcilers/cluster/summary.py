@@ -17,7 +17,7 @@ from netloom.api.v1alpha1 import NETWORK_NAME, NETWORKS, NetloomNetwork, NodeCou
 from netloom.api.verdict import Verdict
 from netloom.runtime.metrics import REGISTRY, gauge
 from netloom.runtime.store import Store
-from netloom_reconcilers.conditions import Conditions, ConditionStatus
+from netloom_reconcilers.conditions import Conditions, Readiness
 
 SETTLE_SECONDS = 10.0
 """How long all must have been well, or something wrong, before that is told."""
@@ -87,27 +87,22 @@ class Summary:
             not_heard_of=totals.agents_silent + totals.agents_never_seen,
         )
         reason = verdict.problems[0].reason if verdict.problems else "AllWell"
-        await self._write(network, verdict.healthy, reason, _message(verdict), counts)
+        await self._write(network, Readiness(verdict.healthy, reason, _message(verdict)), counts)
 
     async def tell_crash(self, crash: str) -> None:
         """That there is no verdict. Raises ApiError."""
         if (network := self._networks.get(NETWORK_NAME)) is not None:
             counts = network.status.nodes or NodeCounts(total=0, ready=0, waiting=0, not_heard_of=0)
-            await self._write(network, False, "OperatorCrashed", f"In the operator, {crash}", counts, "Unknown")
+            readiness = Readiness(None, "OperatorCrashed", f"In the operator, {crash}", warns=True)
+            await self._write(network, readiness, counts)
 
     async def _write(
         self,
         network: NetloomNetwork,
-        healthy: bool,
-        reason: str,
-        message: str,
+        readiness: Readiness,
         counts: NodeCounts,
-        status: ConditionStatus | None = None,
     ) -> None:
-        status = status or ("False" if healthy else "True")
-        written = await self._conditions.set(
-            NETWORKS, network, SUMMARY, healthy, reason, message, status=status, nodes=counts
-        )
+        written = await self._conditions.set(NETWORKS, network, SUMMARY, readiness, nodes=counts)
         if written is not None:
             self._told_at = self._clock()
             self._networks.put(written)

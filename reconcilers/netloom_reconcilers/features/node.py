@@ -22,19 +22,12 @@ from netloom.runtime.events import EventRecorder
 from netloom.runtime.manager import Run
 from netloom.runtime.metrics import counter
 from netloom.runtime.store import Store
+from netloom_reconcilers.conditions import Readiness
 from netloom_reconcilers.features import Caches
 from netloom_reconcilers.node.addresses.service import AddressService
 from netloom_reconcilers.node.endpoints.options import CniOptions
 from netloom_reconcilers.node.known.own_node import RECORD, OwnNode
 from netloom_reconcilers.node.known.peers import Peers
-
-
-class Readiness(NamedTuple):
-    """What a condition says, but for the time. ready: None where it is not known."""
-
-    ready: bool | None
-    reason: str
-    message: str
 
 
 class MeshFacts(Protocol):

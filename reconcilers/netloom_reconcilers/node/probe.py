@@ -23,8 +23,9 @@ from netloom.kernel.probe.part import ProbeNode
 from netloom.kernel.probe.prober import Prober
 from netloom.runtime.manager import Run
 from netloom.runtime.waking import wait
+from netloom_reconcilers.conditions import Readiness
 from netloom_reconcilers.features.kernel import KernelFeature
-from netloom_reconcilers.features.node import NodeContext, Readiness
+from netloom_reconcilers.features.node import NodeContext
 from netloom_reconcilers.node.probing.counting import metrics_of
 from netloom_reconcilers.node.probing.findings import BOTH, Finding, finding, not_forwarded, sentences, told_apart
 from netloom_reconcilers.node.probing.looks import Leases, switch_off

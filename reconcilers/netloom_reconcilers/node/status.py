@@ -20,8 +20,7 @@ from netloom.runtime.backoff import Backoff
 from netloom.runtime.clock import boottime
 from netloom.runtime.controller import Controller
 from netloom.runtime.store import Store
-from netloom_reconcilers.conditions import Conditions
-from netloom_reconcilers.features.node import Readiness
+from netloom_reconcilers.conditions import Conditions, Readiness
 from netloom_reconcilers.signs_of_life import NOT_HEARD_OF
 
 log = structlog.get_logger(__name__)
@@ -78,7 +77,7 @@ class NodeStatusReconciler:
             if wait < math.inf:
                 self.controller.enqueue_after(key, wait)
             return
-        stored = await self.conditions.set(NETLOOM_NODES, node, self.condition, *wanted)
+        stored = await self.conditions.set(NETLOOM_NODES, node, self.condition, wanted)
         if stored is None:
             return
         self.nodes.put(stored)

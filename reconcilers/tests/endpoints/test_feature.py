@@ -16,7 +16,8 @@ from netloom.kernel.endpoints.endpoint import Endpoints, FoundEndpoint, device_o
 from netloom.kernel.keeper.report import Failure, KeeperReport
 from netloom.roles.sources import Sources
 from netloom.runtime.errors import ApiError, Forbidden, Unavailable
-from netloom_reconcilers.features.node import NodeContext, Readiness
+from netloom_reconcilers.conditions import Readiness
+from netloom_reconcilers.features.node import NodeContext
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint
 from netloom_reconcilers.node.addresses.running import seen
 from netloom_reconcilers.node.addresses.server import AddressServer

@@ -29,7 +29,7 @@ from netloom_reconcilers.cluster.allocation.node_objects import (
     of_addresses,
     reported_by,
 )
-from netloom_reconcilers.conditions import Conditions
+from netloom_reconcilers.conditions import Conditions, Readiness
 
 CONDITION = "AddressReported"
 
@@ -180,12 +180,13 @@ class LastKnownAddresses(Member):
         ADDRESSES_CONTESTED.set(len(self._contested))
         if known.loss:
             reason = "AddressContested" if known.contested else "InternalIPLost"
-            return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, False, reason, known.loss)
+            return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, Readiness(False, reason, known.loss))
         told = any(each.type == CONDITION and each.status != "True" for each in obj.status.conditions)
         if not told or not any(each.type == "InternalIP" for each in known.addresses):
             return None
         message = f"Node {name} reports addresses of its own."
-        return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, True, "InternalIPReported", message)
+        readiness = Readiness(True, "InternalIPReported", message)
+        return await self._conditions.set(NETLOOM_NODES, obj, CONDITION, readiness)
 
     def _note(self, name: str, addresses: tuple[Address, ...]) -> None:
         """These are kept for this node now."""

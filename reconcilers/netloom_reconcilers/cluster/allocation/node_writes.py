@@ -24,7 +24,7 @@ from netloom_reconcilers.cluster.allocation.last_known_addresses import LastKnow
 from netloom_reconcilers.cluster.allocation.metrics import WRITES
 from netloom_reconcilers.cluster.allocation.refused_writes import RefusedWrites
 from netloom_reconcilers.cluster.allocation.waiting import LAG_SECONDS, Reason, WaitingNodes
-from netloom_reconcilers.conditions import said
+from netloom_reconcilers.conditions import Readiness, said
 
 T = TypeVar("T", bound=Object)
 
@@ -198,6 +198,6 @@ class NodeWrites(Member):
             await self._tell(obj, True, "Allocated", f"it holds {what}")
 
     async def _tell(self, obj: NetloomNode, good: bool, reason: str, message: str) -> None:
-        written = await self._conditions.set(NETLOOM_NODES, obj, ALLOCATED, good, reason, message)
+        written = await self._conditions.set(NETLOOM_NODES, obj, ALLOCATED, Readiness(good, reason, message))
         if written is not None:
             self.store(written)

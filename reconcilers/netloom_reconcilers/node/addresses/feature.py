@@ -25,7 +25,8 @@ from netloom.runtime.backoff import Backoff
 from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, Forbidden
 from netloom.runtime.manager import Run
-from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness, missing, remove_files
+from netloom_reconcilers.conditions import Readiness
+from netloom_reconcilers.features.node import NodeContext, NodeFeature, missing, remove_files
 from netloom_reconcilers.node.addresses import machine, running, telling
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, CheckpointFound, files
 from netloom_reconcilers.node.addresses.metrics import metrics_of

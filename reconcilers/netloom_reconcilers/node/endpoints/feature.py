@@ -21,7 +21,8 @@ from netloom.kernel.endpoints.keeper import EndpointsKeeper, EndpointsReport
 from netloom.kernel.keeper.report import Failure, PlannedChange
 from netloom.runtime.controller import Controller
 from netloom.runtime.manager import Run
-from netloom_reconcilers.features.node import NodeContext, NodeFeature, Readiness, remove_files
+from netloom_reconcilers.conditions import Readiness
+from netloom_reconcilers.features.node import NodeContext, NodeFeature, remove_files
 from netloom_reconcilers.node.addresses.server import serve
 from netloom_reconcilers.node.addresses.service import NoAddress
 from netloom_reconcilers.node.endpoints import deletions as written_down

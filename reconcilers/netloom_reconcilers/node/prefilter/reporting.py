@@ -65,8 +65,8 @@ class PrefilterReporter:
             status = said
         if status != said and (seconds := self._allowance.wait(now, PACE)):
             return seconds
-        readiness, warns = readiness_of(status)
-        stored = await self._conditions.set(NETLOOM_NODES, node, CONDITION, *readiness, warns=warns, prefilter=status)
+        readiness = readiness_of(status)
+        stored = await self._conditions.set(NETLOOM_NODES, node, CONDITION, readiness, prefilter=status)
         if stored is not None:
             self._counted_at = now
             self._allowance.take()

@@ -11,7 +11,7 @@ from netloom.kernel.prefilter.prefiltering import Dropped
 from netloom.prefilter.lists import ParsedList
 from netloom.prefilter.node_rules import Share
 from netloom.prefilter.records import text_of
-from netloom_reconcilers.features.node import Readiness
+from netloom_reconcilers.conditions import Readiness
 
 MOST_PROBLEMS, LONGEST, MOST = 8, 1024, 256
 """Of the CRD; MOST_PROBLEMS: failures, too; MOST: devices, and prefilters."""
@@ -142,19 +142,19 @@ def problems_of(told: Told, share: Share | None) -> list[str]:
     return [*found, *(share.contradictions if share is not None else ())]
 
 
-def readiness_of(status: NodePrefilter) -> tuple[Readiness, bool]:
-    """For the condition, and whether it is a warning though it is ready. No counts: it is written when it changes."""
+def readiness_of(status: NodePrefilter) -> Readiness:
+    """For the condition. No counts: it is written when it changes."""
     if failed := [each for each in status.filters if each.error]:
         by_error: dict[str, list[str]] = {}
         for each in failed:
             by_error.setdefault(each.error, []).append(each.name)
         said = _some(f"NetloomPrefilter {', '.join(names)}: {error}" for error, names in by_error.items())
-        return Readiness(False, "PrefilterFailed", said), True
+        return Readiness(False, "PrefilterFailed", said)
     if doubtful := [each for each in status.filters if each.problems]:
         said = _some(f"NetloomPrefilter {each.name}: {each.problems[0]}" for each in doubtful)
         reason = "Withheld" if any(each.withheld for each in doubtful) else "NotWhole"
-        return Readiness(True, reason, said), True
-    return Readiness(True, "Active", "What prefilters want of this node is in the kernel."), False
+        return Readiness(True, reason, said, warns=True)
+    return Readiness(True, "Active", "What prefilters want of this node is in the kernel.")
 
 
 def _some(sentences: Iterable[str]) -> str:

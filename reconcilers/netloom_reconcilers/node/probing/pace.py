@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 
-from netloom_reconcilers.features.node import Readiness
+from netloom_reconcilers.conditions import Readiness
 
 TOLD_PER_SECOND = 10.0
 """Nodes of the cluster that tell something else than before."""
