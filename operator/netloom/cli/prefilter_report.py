@@ -221,7 +221,7 @@ def verdicts(
     nodes: Iterable[Node],
     netloom_nodes: Sequence[NetloomNode],
     lists: Lists,
-    asked: Collection[str] = (),
+    asked: Collection[str],
 ) -> Iterator[AddressVerdict]:
     """By the prefilters that decide, and the devices on which they do. asked: of which devices alone. Pure."""
     groups: dict[tuple[tuple[str, ...], Extent, tuple[str, ...]], list[FilterPlace]] = {}

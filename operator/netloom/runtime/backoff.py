@@ -35,7 +35,7 @@ class Backoff:
         self.attempt = 0
 
 
-def exponential(base: float, cap: float, attempt: int, draw: Callable[[], float] = random.random) -> float:
+def exponential(base: float, cap: float, attempt: int, draw: Callable[[], float]) -> float:
     """The jittered delay before attempt number `attempt` (0 = the first repetition)."""
     # 2**62 is far beyond any cap; the bound keeps the float finite for a key that fails for years.
     return min(cap, base * 2.0 ** min(attempt, 62)) * (0.5 + draw() / 2)

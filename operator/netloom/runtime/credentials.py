@@ -31,9 +31,7 @@ class Credentials:
     `on_change` is called with a new endpoint before it becomes the present one, and may refuse it (ConfigError).
     """
 
-    def __init__(
-        self, source: "Kubeconfig | ServiceAccount", found: ClientConfig, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, source: "Kubeconfig | ServiceAccount", found: ClientConfig, clock: Callable[[], float]) -> None:
         self._source = source
         self._found = found
         self._clock = clock

@@ -112,7 +112,7 @@ MOST_SECONDS = 60.0
 worked on asks for an hour, in which all would sleep, were it well after a minute."""
 
 
-def from_status(status: Status, retry_after: float | None = None, where: str = "") -> ApiError:
+def from_status(status: Status, where: str, retry_after: float | None = None) -> ApiError:
     """The exception for a metav1.Status, from an answer or from an ERROR event of a watch."""
     kind = _BY_STATUS.get(status.code, Unavailable if status.code >= 500 else ApiError)
     if status.reason == "AlreadyExists":
@@ -124,8 +124,7 @@ def from_status(status: Status, retry_after: float | None = None, where: str = "
         retry_after = float(seconds) if isinstance(seconds, int | float) else None
     if retry_after is not None:
         retry_after = min(retry_after, MOST_SECONDS)
-    message = f"{where}: {status.message}" if where else status.message
-    return kind(status.code, status.reason, message, retry_after, status.details)
+    return kind(status.code, status.reason, f"{where}: {status.message}", retry_after, status.details)
 
 
 def from_answer(
@@ -153,7 +152,7 @@ def from_answer(
         where += via
     status.code = code
     status.reason = status.reason or phrase.replace(" ", "")
-    error = from_status(status, parse_retry_after(retry_after, now), where)
+    error = from_status(status, where, parse_retry_after(retry_after, now))
     error.foreign = foreign
     return error
 

@@ -12,7 +12,6 @@ import datetime as dt
 import os
 import stat
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,7 @@ class Kubeconfig:
     """One or several files (as $KUBECONFIG lists them), and one context: where none is given, the current one of
     the first reading, as long as it exists."""
 
-    def __init__(self, paths: str, context: str | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, paths: str, context: str | None, clock: Callable[[], float]) -> None:
         self._paths = paths
         self._asked = context
         self._context = context

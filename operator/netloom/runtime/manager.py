@@ -42,7 +42,6 @@ class Manager:
 
     def __init__(
         self,
-        health: HealthChecks | None = None,
         *,
         drain: float = 0.0,
         grace: float = GRACE_SECONDS,
@@ -52,7 +51,7 @@ class Manager:
         exit: Callable[[int], None] = os._exit,
     ) -> None:
         """`on_crash` is called when `crashes` has changed."""
-        self.health = health or HealthChecks()
+        self.health = HealthChecks()
         self._on_crash = on_crash
         self._crashes: dict[str, str] = {}
         self._drain = drain

@@ -38,7 +38,7 @@ class OutOfOrder(StreamBroken):
 class LineSplitter:
     """Cuts chunks of bytes into lines."""
 
-    def __init__(self, limit: int = EVENT_LIMIT) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit
         self._parts: list[bytes] = []
         self._size = 0

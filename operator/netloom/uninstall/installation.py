@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from netloom.api.v1alpha1 import LEDGERS, NETLOOM_NODES, NETWORKS, POOLS, PREFILTERS
 from netloom.runtime.wire import MetaOnly
-from netloom.webhook import names
 from netloom.webhook.names import CA_SECRET, KEPT_POLICY, NAME, Scope
 from netloom.webhook.policies import policies
 
@@ -73,7 +72,7 @@ def agents(namespace: str) -> Thing:
     return Thing(APPS, "daemonsets", AGENT, namespace)
 
 
-def rest(namespace: str, cilium_namespace: str = names.CILIUM_NAMESPACE) -> list[Thing]:
+def rest(namespace: str, cilium_namespace: str) -> list[Thing]:
     """What has no life of its own: rights, accounts, Services. Helm takes it away by itself; so this is for manifests,
     and for a release whose record went with its namespace."""
     found = [

@@ -11,7 +11,7 @@ from collections.abc import Callable, Set
 from netloom.api.cluster_facts import Sign, agent_lease
 from netloom.api.coordination import Lease
 from netloom.runtime.store import Store, Unsubscribe
-from netloom_reconcilers.signs_of_life import GRACE_SECONDS, grace
+from netloom_reconcilers.signs_of_life import grace
 
 
 class _Agent:
@@ -27,9 +27,7 @@ class _Agent:
 class AgentsHeard:
     """`leases` are the agents', in `namespace`. `least`: seconds of silence allowed in a small cluster."""
 
-    def __init__(
-        self, leases: Store[Lease], namespace: str, clock: Callable[[], float], least: float = GRACE_SECONDS
-    ) -> None:
+    def __init__(self, leases: Store[Lease], namespace: str, clock: Callable[[], float], least: float) -> None:
         self._leases = leases
         self._namespace = namespace
         self._clock = clock

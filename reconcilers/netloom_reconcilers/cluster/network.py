@@ -77,7 +77,7 @@ class NetworkReconciler(Member):
         left_out: LeftOut,
         waiting: WaitingNodes,
         refused: RefusedWrites,
-        crashes: Callable[[], Iterable[str]] = tuple,
+        crashes: Callable[[], Iterable[str]],
     ) -> None:
         super().__init__(incarnation)
         self._lock = lock
