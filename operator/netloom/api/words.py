@@ -22,6 +22,11 @@ def some(names: Sequence[object], most: int = SHOWN, between: str = ", ") -> str
     return between.join(map(str, names[:most])) + more
 
 
+def some_sentences(said: Sequence[str], where: str = "") -> list[str]:
+    """The first of these, and a sentence with how many more there are; where: and where they are told."""
+    return [*said[:SHOWN], *([f"And {len(said) - SHOWN} more{where}."] if len(said) > SHOWN else ())]
+
+
 def in_use(count: int, names: Iterable[str], what: str = "addresses") -> str:
     """Who holds addresses, or something else. names: at least SHOWN of them, or all."""
     shown = list(names)[:SHOWN]

@@ -7,14 +7,15 @@ import msgspec
 
 from netloom.api.cluster_facts import ObjectProblem
 from netloom.api.errors import UserError
+from netloom.api.words import some_sentences
 from netloom.cli import agent_http
 
 ADDRESS = "127.0.0.1:9964"
 """Where it answers if it was not told otherwise."""
 _SECONDS = 2.0
 """For its answer."""
-_NAMED = 3
-"""Errors that are told, and warnings; the agent's own /status has all."""
+_ELSEWHERE = ": see its /status"
+"""Where all errors and warnings are told."""
 
 
 class Probed(msgspec.Struct, frozen=True):
@@ -57,8 +58,7 @@ class LocalAgent:
     def warnings(self) -> list[str]:
         """What the agent says is wrong with other nodes: each says so itself, and is a problem there."""
         said = self.facts.warnings if self.facts is not None else ()
-        more = [f"And {len(said) - _NAMED} more: see its /status."] if len(said) > _NAMED else []
-        return [f"agent of this machine: {each}" for each in (*said[:_NAMED], *more)]
+        return [f"agent of this machine: {each}" for each in some_sentences(said, _ELSEWHERE)]
 
     @property
     def problems(self) -> list[ObjectProblem]:
@@ -69,13 +69,12 @@ class LocalAgent:
         lost = self.facts.probe.failing if self.facts.probe is not None else ()
         found = []
         if lost:
-            what = f"agent of this machine ({name}): {' '.join(lost[:_NAMED])}"
+            what = f"agent of this machine ({name}): {' '.join(some_sentences(lost, _ELSEWHERE))}"
             found.append(ObjectProblem("LocalAgent", name, "PodTrafficLost", what))
         if self.facts.in_sync and not errors:
             return found
-        more = f" And {len(errors) - _NAMED} more: see its /status." if len(errors) > _NAMED else ""
-        what = " ".join(errors[:_NAMED]) if errors else "not everything that is desired is in the kernel yet."
-        return [*found, ObjectProblem("LocalAgent", name, "NotInSync", f"agent of this machine ({name}): {what}{more}")]
+        what = " ".join(some_sentences(errors, _ELSEWHERE)) or "not everything that is desired is in the kernel yet."
+        return [*found, ObjectProblem("LocalAgent", name, "NotInSync", f"agent of this machine ({name}): {what}")]
 
 
 async def ask(address: str) -> LocalAgent:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 
+from netloom.api.words import some
 from netloom.kernel.errors import KernelUnsupported
 from netloom.kernel.keeper.keeper import D, Keeper, R
 from netloom.kernel.keeper.report import PlannedChange
@@ -25,7 +26,6 @@ log = structlog.get_logger(__name__)
 _LEGACY = Path("/proc/thread-self/net/ip_tables_names"), Path("/proc/thread-self/net/ip6_tables_names")
 _SINKS = frozenset(("dummy", "ifb"))
 _ONE_OF_MANY = frozenset(("bond", "team"))
-_NAMED = 3
 _TABLE, _USED, _TYPE = 1, 6, 7
 
 
@@ -74,10 +74,7 @@ def _devices(links: list[Link]) -> str:
         and link.kind not in _SINKS
         and link.master not in bundles
     )
-    if len(found) < 2:
-        return ""
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return f"the devices {', '.join(found[:_NAMED])}{more}"
+    return f"the devices {some(found)}" if len(found) > 1 else ""
 
 
 def translations() -> str:

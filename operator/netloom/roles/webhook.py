@@ -163,8 +163,8 @@ class Guard:
             self._follow(CONFIG_MAPS, live.cilium_config, ListWatch, key=CONFIG_NAME, name=CONFIG_NAME, **config)
             agents, operator = (_one(scope.cilium_namespace, name) for name in (AGENTS_NAME, OPERATOR_NAME))
             told = live.cilium_workload
-            self._follow(DAEMON_SETS, told, ListWatch, changed=_template_changed, trim=trim_workload, **agents)
-            self._follow(DEPLOYMENTS, told, ListWatch, changed=_template_changed, trim=trim_workload, **operator)
+            self._follow(DAEMON_SETS, told, ListWatch, changed=_spec_changed, trim=trim_workload, **agents)
+            self._follow(DEPLOYMENTS, told, ListWatch, changed=_spec_changed, trim=trim_workload, **operator)
         self._record(events)
 
     def decide(self, request: AdmissionRequest) -> Ruling:
@@ -277,19 +277,14 @@ def _one(namespace: str, name: str) -> dict[str, str]:
     return {"namespace": namespace, "field_selector": f"metadata.name={name}"}
 
 
-def _spec_changed(old: CiliumNode, new: CiliumNode) -> bool:
-    """Not at a status, nor at what was trimmed away: agents write those all the time, and none of it is held."""
+def _spec_changed(old: CiliumNode | Workload, new: CiliumNode | Workload) -> bool:
+    """Not at a status, which changes with each pod, nor at what was trimmed away: none of it is held."""
     return old.spec != new.spec
 
 
 def _holdings_changed(old: NetloomNode, new: NetloomNode) -> bool:
     """As `_spec_changed`; and at whether anything is used, held or not."""
     return old.spec != new.spec or is_in_use(old) != is_in_use(new)
-
-
-def _template_changed(old: Workload, new: Workload) -> bool:
-    """Not at a status, which changes with each of their pods."""
-    return old.spec != new.spec
 
 
 def _addresses_changed(old: Node, new: Node) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from netloom.api.meta import Object, Resource
+from netloom.api.prefilter import NetloomPrefilter
+from netloom.api.v1alpha1 import NetloomIPPool
 from netloom.runtime.errors import ConfigError
 from netloom.runtime.store import Store
 
@@ -45,6 +47,11 @@ class Caches(Protocol):
 
     def fault(self, resource: Resource[Any]) -> str:
         """Why the store of this kind may not be what the API server holds now; "" if it is."""
+
+
+def spec_changed(old: NetloomIPPool | NetloomPrefilter, new: NetloomIPPool | NetloomPrefilter) -> bool:
+    """What an object asks for, or that it ends. Its status is for people: it makes no difference."""
+    return old.spec != new.spec or old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
 
 
 def chosen(features: Sequence[type[F]], wanted: str) -> tuple[type[F], ...]:

@@ -16,6 +16,7 @@ import structlog
 
 from netloom.api.meta import DATAPLANE_READY, condition_of
 from netloom.api.v1alpha1 import NETLOOM_NODES, NetloomNode
+from netloom.api.words import some_sentences
 from netloom.runtime.backoff import Backoff
 from netloom.runtime.clock import boottime
 from netloom.runtime.controller import Controller
@@ -29,16 +30,13 @@ STABLE_SECONDS = 1.0
 """How long a readiness must stand before it is written."""
 CONTRADICTED_SECONDS = 60.0, 1200.0
 """How long what the operator says again is left, for a start and at most."""
-_NAMED = 3
-"""Errors that the message names; the agent's own /status names all."""
 
 
 def readiness_of(reason: str, errors: list[str]) -> Readiness:
     """What is to be said of what is wrong, `reason` for short; nothing wrong is good."""
     if not errors:
         return Readiness(True, "InSync", "The kernel holds what is desired.")
-    more = f" And {len(errors) - _NAMED} more." if len(errors) > _NAMED else ""
-    return Readiness(False, reason, " ".join(errors[:_NAMED]) + more)
+    return Readiness(False, reason, " ".join(some_sentences(errors)))
 
 
 @dataclass(eq=False)

@@ -16,6 +16,7 @@ from netloom.api.v1alpha1 import NETWORK_NAME, NetloomIPPool, NetloomNetwork
 from netloom.runtime.client import Api
 from netloom.runtime.store import Store
 from netloom.runtime.watch import EVERY_NODE, ListWatch
+from netloom_reconcilers.features import spec_changed
 
 
 def trimmed(pod: Pod) -> Pod:
@@ -35,12 +36,6 @@ def trimmed(pod: Pod) -> Pod:
     return Pod(metadata=kept, spec=spec, status=PodStatus(phase=pod.status.phase, pod_ips=pod.status.pod_ips))
 
 
-def _pool_changed(old: NetloomIPPool, new: NetloomIPPool) -> bool:
-    """Of the status what is told to people alone."""
-    gone = old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
-    return gone or old.spec != new.spec
-
-
 class Following:
     """Two caches, kept while the network says so. `is_on`: they are meant to be."""
 
@@ -50,7 +45,7 @@ class Following:
         self._networks = networks
         watched = f"spec.nodeName={node_name}"
         self._watches: tuple[ListWatch[Any], ...] = (
-            ListWatch(api, self.pools, changed=_pool_changed, timing=EVERY_NODE),
+            ListWatch(api, self.pools, changed=spec_changed, timing=EVERY_NODE),
             ListWatch(api, self.pods, field_selector=watched, trim=trimmed, timing=EVERY_NODE),
         )
         self._turned = asyncio.Event()

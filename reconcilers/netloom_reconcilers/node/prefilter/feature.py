@@ -30,6 +30,7 @@ from netloom.runtime.controller import Controller
 from netloom.runtime.errors import ApiError, ConfigError
 from netloom.runtime.manager import Run
 from netloom.runtime.metrics import counter, gauge
+from netloom_reconcilers.features import spec_changed
 from netloom_reconcilers.features.node import NodeContext, NodeFeature
 from netloom_reconcilers.node.known.peers import pods_of
 from netloom_reconcilers.node.mesh.api_addresses import ApiAddresses
@@ -73,7 +74,7 @@ class PrefilterFeature(NodeFeature):
         self.told: tuple[Told, ...] = ()
         self.work: Counter[str] = Counter()
         """What was done for it: by this, how often lists were merged, and how many entries were looked at for it."""
-        self._prefilters = context.caches.store(PREFILTERS, _matters, optional=True)
+        self._prefilters = context.caches.store(PREFILTERS, spec_changed, optional=True)
         self._rules: list[NodeRules] = []
         """Of each group of prefilters that decide together."""
         self._shares: Mapping[str, Share] = {}
@@ -363,9 +364,3 @@ class PrefilterFeature(NodeFeature):
 
 def _reached(node: NetloomNode) -> Reached:
     return Reached(tuple(addresses_in(one.ip for one in node.spec.addresses)), pods_of(node)[0])
-
-
-def _matters(old: NetloomPrefilter, new: NetloomPrefilter) -> bool:
-    """The status is for people: its counts change whenever a node's do."""
-    gone = old.metadata.deletion_timestamp != new.metadata.deletion_timestamp
-    return gone or old.spec != new.spec

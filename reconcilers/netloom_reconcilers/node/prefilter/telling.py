@@ -1,11 +1,12 @@
 """What a node says of its prefilters: in its NetloomNode, in a condition, on /status. Pure."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
 
 from netloom.api.prefilter import FilteredDevice, FilterFailure, NodeFilter, NodePrefilter
+from netloom.api.words import some_sentences
 from netloom.kernel.prefilter.keeper import PrefilterReport
 from netloom.kernel.prefilter.prefiltering import Dropped
 from netloom.prefilter.lists import ParsedList
@@ -148,19 +149,13 @@ def readiness_of(status: NodePrefilter) -> Readiness:
         by_error: dict[str, list[str]] = {}
         for each in failed:
             by_error.setdefault(each.error, []).append(each.name)
-        said = _some(f"NetloomPrefilter {', '.join(names)}: {error}" for error, names in by_error.items())
-        return Readiness(False, "PrefilterFailed", said)
+        said = [f"NetloomPrefilter {', '.join(names)}: {error}" for error, names in by_error.items()]
+        return Readiness(False, "PrefilterFailed", " ".join(some_sentences(said)))
     if doubtful := [each for each in status.filters if each.problems]:
-        said = _some(f"NetloomPrefilter {each.name}: {each.problems[0]}" for each in doubtful)
+        said = [f"NetloomPrefilter {each.name}: {each.problems[0]}" for each in doubtful]
         reason = "Withheld" if any(each.withheld for each in doubtful) else "NotWhole"
-        return Readiness(True, reason, said, warns=True)
+        return Readiness(True, reason, " ".join(some_sentences(said)), warns=True)
     return Readiness(True, "Active", "What prefilters want of this node is in the kernel.")
-
-
-def _some(sentences: Iterable[str]) -> str:
-    said = list(sentences)
-    more = f" And {len(said) - _NAMED} more." if len(said) > _NAMED else ""
-    return " ".join(said[:_NAMED]) + more
 
 
 def uncounted(new: NodePrefilter, old: NodePrefilter | None) -> NodePrefilter:
