@@ -228,7 +228,7 @@ def check(
     from netloom.cli import check as view
 
     try:
-        found, status, said = awaited(view.run(**vars(cluster), node=node, address=agent_address))
+        found, status, said = awaited(view.run(cluster, node=node, address=agent_address))
     except UserError as error:
         say(str(error))
         raise typer.Exit(view.EXIT_NOT_ASKED) from error

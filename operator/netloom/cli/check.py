@@ -13,9 +13,10 @@ from netloom.api.errors import UserError
 from netloom.api.meta import POD_TRAFFIC_PASSES, condition_of
 from netloom.api.v1alpha1 import NETLOOM_NODES
 from netloom.cli import agent_http, local_agent
+from netloom.cli.options import Cluster
+from netloom.cli.reading import reading
 from netloom.cli.status_text import aligned, safe
-from netloom.runtime.client import Api
-from netloom.runtime.errors import ApiError, NotFound
+from netloom.runtime.errors import NotFound
 from netloom_reconcilers.node.probing.findings import Finding, sentences
 
 EXIT_PASSES, EXIT_PROBLEMS, EXIT_NOT_ASKED = 0, 1, 3
@@ -82,15 +83,13 @@ def _row(check: Finding) -> tuple[str, str, str, str]:
     return check.peer, f"IPv{check.family}", check.way, result
 
 
-async def from_elsewhere(kubeconfig: str | None, context: str | None, node: str) -> list[str]:
+async def from_elsewhere(cluster: Cluster, node: str) -> list[str]:
     """What the node's own condition says, which may be old. Raises UserError."""
-    async with await Api.connect(kubeconfig, context, user_agent="netloom-check") as api:
+    async with reading(cluster, "check") as api:
         try:
             found = await api.get(NETLOOM_NODES, node)
         except NotFound as error:
             raise UserError(f"there is no NetloomNode {node}.") from error
-        except ApiError as error:
-            raise UserError(f"NetloomNode {node} could not be read: {error}") from error
     said = condition_of(found.status.conditions, POD_TRAFFIC_PASSES)
     what = (
         f"{POD_TRAFFIC_PASSES}={said.status} {said.reason}: {said.message}"
@@ -104,14 +103,12 @@ async def from_elsewhere(kubeconfig: str | None, context: str | None, node: str)
     return [safe(f"NetloomNode {node}: {what}"), look]
 
 
-async def run(
-    kubeconfig: str | None, context: str | None, node: str, address: str
-) -> tuple[Checks | None, int, list[str]]:
+async def run(cluster: Cluster, node: str, address: str) -> tuple[Checks | None, int, list[str]]:
     """What was seen (None: only the condition could be read), the exit status, and lines. Raises UserError."""
     try:
         found = await ask(address or local_agent.ADDRESS, [node] if node else [])
     except agent_http.Nobody as nobody:
         if address or not node:
             raise UserError(f"{nobody} Run it on a node, or name one: `netloom check NODE`.") from nobody
-        return None, EXIT_NOT_ASKED, await from_elsewhere(kubeconfig, context, node)
+        return None, EXIT_NOT_ASKED, await from_elsewhere(cluster, node)
     return found, EXIT_PASSES if found.passes else EXIT_PROBLEMS, list(lines(found))

@@ -1,16 +1,14 @@
 """What `netloom pools` prints: how full the NetloomIPPools are, and who holds what of one."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import msgspec
 
-from netloom.api.errors import UserError
 from netloom.api.meta import READY, condition_of
 from netloom.api.v1alpha1 import NETLOOM_NODES, POOLS, NetloomIPPool, NetloomNode, PoolUsage
+from netloom.cli.options import Cluster
+from netloom.cli.reading import reading
 from netloom.cli.status_text import aligned, safe
-from netloom.runtime.client import Api
-from netloom.runtime.errors import ApiError
 
 
 class FamilyReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -56,15 +54,16 @@ class PoolHolders(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     holders: tuple[Holder, ...]
 
 
-async def pools(kubeconfig: str | None, context: str | None) -> tuple[PoolReport, ...]:
+async def pools(cluster: Cluster) -> tuple[PoolReport, ...]:
     """All of the cluster. Raises UserError."""
-    return tuple(pool_of(each) for each in (await _list(kubeconfig, context, POOLS))[0])
+    async with reading(cluster, "pools") as api:
+        return tuple(pool_of(each) for each in (await api.list(POOLS)).objects)
 
 
-async def holders_of(kubeconfig: str | None, context: str | None, name: str) -> PoolHolders:
+async def holders_of(cluster: Cluster, name: str) -> PoolHolders:
     """Of one. Raises UserError."""
-    objects, nodes = await _list(kubeconfig, context, POOLS, NETLOOM_NODES)
-    return holders(name, objects, nodes)
+    async with reading(cluster, "pools") as api:
+        return holders(name, (await api.list(POOLS)).objects, (await api.list(NETLOOM_NODES)).objects)
 
 
 def pool_of(obj: NetloomIPPool) -> PoolReport:
@@ -101,15 +100,6 @@ def holders(name: str, objects: Iterable[NetloomIPPool], nodes: Iterable[Netloom
             four, six = (needed.ipv4_addrs, needed.ipv6_addrs) if needed else (0, 0)
             found.append(Holder(node=node.metadata.name, cidrs=cidrs, ipv4_needed=four, ipv6_needed=six))
     return PoolHolders(pool=pool, holders=tuple(found))
-
-
-async def _list(kubeconfig: str | None, context: str | None, *kinds: Any) -> list[tuple[Any, ...]]:
-    async with await Api.connect(kubeconfig, context, user_agent="netloom-pools") as api:
-        await api.check()
-        try:
-            return [tuple((await api.list(kind)).objects) for kind in kinds]
-        except ApiError as error:
-            raise UserError(f"the objects cannot be read: {error}") from error
 
 
 def table(found: Sequence[PoolReport]) -> Iterator[str]:

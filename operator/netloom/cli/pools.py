@@ -19,7 +19,7 @@ def list_pools(
         return
     from netloom.cli import pool_report as view
 
-    found = awaited(view.pools(kubeconfig, context))
+    found = awaited(view.pools(Cluster(kubeconfig=kubeconfig, context=context)))
     show(output, found, lambda found: typer.echo("\n".join(view.table(found))))
 
 
@@ -31,7 +31,7 @@ def show_pool(
     """Show who holds what of one pool."""
     from netloom.cli import pool_report as view
 
-    found = awaited(view.holders_of(cluster.kubeconfig, cluster.context, name))
+    found = awaited(view.holders_of(cluster, name))
     if found.pool is None and not found.holders:
         raise UserError(f"there is no NetloomIPPool {name}; `netloom pools` lists those that there are")
     show(output, found, lambda found: typer.echo("\n".join(view.shown(name, found))))

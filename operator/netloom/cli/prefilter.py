@@ -16,7 +16,7 @@ def status(*, cluster: Cluster, output: Output = "text") -> None:
     from netloom.api.prefilter_verdict import NO_NODES
     from netloom.cli import prefilter_report as view
 
-    found = awaited(view.prefilters(cluster.kubeconfig, cluster.context))
+    found = awaited(view.prefilters(cluster))
     show(output, found, lambda found: typer.echo("\n".join(view.table(found))))
     if any(each.ready != "True" and each.reason != NO_NODES for each in found):
         raise typer.Exit(1)
@@ -43,5 +43,5 @@ def look_up(
     """
     from netloom.cli import prefilter_report as view
 
-    found = awaited(view.look_up(cluster.kubeconfig, cluster.context, address, node or (), device or ()))
+    found = awaited(view.look_up(cluster, address, node or (), device or ()))
     show(output, found, lambda found: typer.echo("\n".join(view.told(found))))

@@ -13,7 +13,9 @@ from netloom.api.prefilter import ListReference, NetloomPrefilter, NodeFilter
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, PREFILTERS, NetloomNode
 from netloom.api.words import some
 from netloom.cidr import Address, CidrError, addresses_in, parse_address, version_of
+from netloom.cli.options import Cluster
 from netloom.cli.prefilter_places import Extent, FilterPlace, meant, places
+from netloom.cli.reading import reading
 from netloom.cli.status_text import aligned, safe
 from netloom.prefilter.lists import ParsedList, parse_list
 from netloom.prefilter.lookup import holding
@@ -74,14 +76,10 @@ class AddressAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     unread: tuple[str, ...] = ()
 
 
-async def prefilters(kubeconfig: str | None, context: str | None) -> tuple[Shown, ...]:
+async def prefilters(cluster: Cluster) -> tuple[Shown, ...]:
     """All of the cluster. Raises UserError."""
-    async with await Api.connect(kubeconfig, context, user_agent="netloom-prefilter") as api:
-        await api.check()
-        try:
-            objects, nodes = (await api.list(PREFILTERS)).objects, (await api.list(NETLOOM_NODES)).objects
-        except ApiError as error:
-            raise _unreadable(error) from error
+    async with reading(cluster, "prefilter") as api:
+        objects, nodes = (await api.list(PREFILTERS)).objects, (await api.list(NETLOOM_NODES)).objects
     return tuple(shown(each, nodes) for each in objects)
 
 
@@ -148,7 +146,7 @@ def table(found: Sequence[Shown]) -> Iterator[str]:
 
 
 async def look_up(
-    kubeconfig: str | None, context: str | None, text: str, on: Collection[str] = (), devices: Collection[str] = ()
+    cluster: Cluster, text: str, on: Collection[str] = (), devices: Collection[str] = ()
 ) -> AddressAnswer:
     """What becomes of packets from the address. on, devices: names of nodes and names or patterns of devices that are
     of interest alone; none: all are. Raises UserError."""
@@ -156,29 +154,17 @@ async def look_up(
         address = parse_address(text)
     except CidrError as error:
         raise UserError(f"{error}. Give one such as 192.0.2.7.") from error
-    async with await Api.connect(kubeconfig, context, user_agent="netloom-prefilter") as api:
-        await api.check()
-        try:
-            objects = (await api.list(PREFILTERS)).objects
-            nodes, netloom_nodes = (await api.list(NODES)).objects, (await api.list(NETLOOM_NODES)).objects
-            networks = (await api.list(NETWORKS)).objects
-            home = await _home(api)
-            lists, unread = await _lists(api, objects, home)
-        except ApiError as error:
-            raise _unreadable(error) from error
+    async with reading(cluster, "prefilter") as api:
+        objects = (await api.list(PREFILTERS)).objects
+        nodes, netloom_nodes = (await api.list(NODES)).objects, (await api.list(NETLOOM_NODES)).objects
+        networks = (await api.list(NETWORKS)).objects
+        lists, unread = await _lists(api, objects, await _home(api))
     network = next((each for each in networks if each.metadata.name == NETWORK_NAME), None)
     takers = [each for each in nodes if takes_part(each, network) and (not on or each.metadata.name in on)]
     if absent := sorted(set(on) - {each.metadata.name for each in takers}):
         raise UserError(f"no node of Netloom's is named {' or '.join(absent)}: `kubectl get nln` lists them")
     found = tuple(verdicts(address, objects, takers, netloom_nodes, lists, devices))
     return AddressAnswer(address=text, verdicts=found, unread=tuple(unread))
-
-
-def _unreadable(error: ApiError) -> UserError:
-    if isinstance(error, NotFound):
-        what = "the cluster does not know Netloom's objects"
-        return UserError(f"{what}: install the CRDs with `kubectl apply --server-side -f crds/`")
-    return UserError(f"the objects cannot be read: {error}")
 
 
 async def _home(api: Api) -> str:

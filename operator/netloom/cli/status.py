@@ -37,7 +37,7 @@ from netloom.cli.process import say
 from netloom.cli.signs import DATED_LEASES, sign_of
 from netloom.runtime.client import Api
 from netloom.runtime.clock import timestamp
-from netloom.runtime.errors import ApiError, ConfigError, Forbidden, NotFound
+from netloom.runtime.errors import ApiError, ConfigError, Forbidden, NotFound, unreadable
 from netloom.runtime.wire import Listing
 
 T = TypeVar("T", bound=Object)
@@ -206,9 +206,7 @@ async def _list(api: Api, resource: Resource[T], **selection: str) -> Listing[T]
     try:
         return await _allowed(api.list(resource, **selection))  # type: ignore[arg-type]
     except NotFound as error:
-        # The same words for every kind: all of them are asked for at once, and the answer is one sentence.
-        why = "the cluster does not know Netloom's objects: install the CRDs with `kubectl apply -f crds/`"
-        raise ConfigError(why) from error
+        raise ConfigError(unreadable(error)) from error
 
 
 async def _prefilters(api: Api) -> Listing[NetloomPrefilter] | Unseen:

@@ -6,8 +6,8 @@ from netloom.api.ipam_modes import mode_of
 from netloom.api.pool_choice import choose
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORK_NAME, NETWORKS, POOLS
 from netloom.cli.options import Cluster
-from netloom.runtime.client import Api
-from netloom.runtime.errors import ApiError, NotFound
+from netloom.cli.reading import reading
+from netloom.runtime.errors import NotFound
 from netloom_reconcilers.node.addresses.wire import Why
 from netloom_reconcilers.node.pools.why import PodFacts, why
 
@@ -17,8 +17,7 @@ async def ask_api_server(cluster: Cluster, name: str) -> Why:
     namespace, _, plain = name.rpartition("/")
     if not namespace:
         raise UserError(f"{name}: write NAMESPACE/POD")
-    async with await Api.connect(cluster.kubeconfig, cluster.context, user_agent="netloom-ip") as api:
-        await api.check()
+    async with reading(cluster, "ip") as api:
         try:
             pod = await api.get(PODS, plain, namespace)
             network = await api.get(NETWORKS, NETWORK_NAME)
@@ -32,7 +31,5 @@ async def ask_api_server(cluster: Cluster, name: str) -> Why:
                 node = None
         except NotFound as error:
             raise UserError(f"{error.message}") from error
-        except ApiError as error:
-            raise UserError(f"the objects could not be read: {error}") from error
     given = [each.ip for each in pod.status.pod_ips]
     return why(PodFacts(pod, network, node, choice, pools, given))

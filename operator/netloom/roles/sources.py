@@ -10,7 +10,7 @@ from netloom.api.v1alpha1 import LEDGERS, NETLOOM_NODES, NETWORKS, POOLS, PREFIL
 from netloom.api.validation import validate
 from netloom.runtime.client import Api
 from netloom.runtime.directory import DirectorySource
-from netloom.runtime.errors import ApiError, ConfigError, Forbidden, NotFound
+from netloom.runtime.errors import ApiError, ConfigError, unreadable
 from netloom.runtime.manager import Manager, Run
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch, WatchTiming
@@ -112,13 +112,3 @@ class Sources:
     def _source(self, directory: Path) -> DirectorySource:
         unread = [kind for kind in KINDS if kind.kind not in self._stores]
         return DirectorySource(directory, self._stores.values(), ignored=unread, validate=validate)
-
-
-def unreadable(error: ApiError) -> str:
-    """Why Netloom's objects could not be read, for people. The same words for every kind: all are asked for at once,
-    and the answer is one sentence."""
-    if isinstance(error, NotFound):
-        return "the cluster does not know Netloom's objects: install the CRDs with `kubectl apply -f crds/`"
-    if isinstance(error, Forbidden):
-        return f"the objects may not be read: {error.message}. Give that user the rights, or use another context."
-    return f"the objects could not be read: {error}"

@@ -168,6 +168,16 @@ def parse_retry_after(value: str | None, now: dt.datetime | None = None) -> floa
     return None if then is None else max(0.0, (then - (now or wall())).total_seconds())
 
 
+def unreadable(error: ApiError) -> str:
+    """Why Netloom's objects could not be read, for people. The same words for every kind: all are asked for at once,
+    and the answer is one sentence."""
+    if isinstance(error, NotFound):
+        return "the cluster does not know Netloom's objects: install the CRDs with `kubectl apply -f crds/`"
+    if isinstance(error, Forbidden):
+        return f"the objects may not be read: {error.message}. Give that user the rights, or use another context."
+    return f"the objects could not be read: {error}"
+
+
 def plain(error: OSError) -> str:
     """What the system calls the error, without the event loop's wrapping ("Connect call failed ('127.0.0.1', 1)")."""
     if error.errno is not None and error.errno > 0:

@@ -5,6 +5,7 @@ from aiohttp import web
 
 from netloom.api.errors import UserError
 from netloom.cli.check import EXIT_NOT_ASKED, EXIT_PASSES, EXIT_PROBLEMS, Checks, ask, lines, run
+from netloom.cli.options import Cluster
 from netloom_reconcilers.node.probing.findings import Finding
 
 OWN = Finding(peer="n1", family=4, way="own", passes=True)
@@ -64,7 +65,7 @@ async def test_the_exit_status(passes: bool | None, status: int) -> None:
     check = {"peer": "n2", "family": 4, "way": "native", "passes": passes}
     runner, address = await answering({"node": "n1", "checks": [check]})
     try:
-        assert (await run(None, None, "", address))[1] == status
+        assert (await run(Cluster(), "", address))[1] == status
     finally:
         await runner.cleanup()
 
@@ -75,7 +76,7 @@ async def test_where_no_agent_answers_nobody_could_look(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("netloom.cli.check.from_elsewhere", good)
     monkeypatch.setattr("netloom.cli.local_agent.ADDRESS", "127.0.0.1:1")
-    assert await run(None, None, "n2", "") == (None, EXIT_NOT_ASKED, ["NetloomNode n2: PodTrafficPasses=True"])
+    assert await run(Cluster(), "n2", "") == (None, EXIT_NOT_ASKED, ["NetloomNode n2: PodTrafficPasses=True"])
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,24 @@ import pytest
 from aiohttp import web
 
 from netloom.api.errors import UserError
+from netloom.cli.options import Cluster
 from netloom.cli.pool_report import holders_of, pools
 from tests.runtime.scripted import Call, ScriptedApi, refuse
 
 
-@pytest.mark.parametrize(("status", "reason"), [(403, "Forbidden"), (404, "NotFound")])
+@pytest.mark.parametrize(
+    ("status", "reason", "said"),
+    [(403, "Forbidden", "may not be read: .*Forbidden"), (404, "NotFound", "install the CRDs")],
+)
 async def test_a_missing_right_or_crd_is_no_fault_of_netloom(
-    server: ScriptedApi, kubeconfig: str, status: int, reason: str
+    server: ScriptedApi, kubeconfig: str, status: int, reason: str, said: str
 ) -> None:
     async def refused(call: Call) -> web.StreamResponse:
         return await (call.ordinary() if call.request.path == "/version" else refuse(status, reason)(call))
 
     server.faulty = refused
-    with pytest.raises(UserError, match=f"the objects cannot be read: .*{reason}"):
-        await pools(kubeconfig, None)
-    with pytest.raises(UserError, match=f"the objects cannot be read: .*{reason}"):
-        await holders_of(kubeconfig, None, "default")
+    cluster = Cluster(kubeconfig=kubeconfig)
+    with pytest.raises(UserError, match=said):
+        await pools(cluster)
+    with pytest.raises(UserError, match=said):
+        await holders_of(cluster, "default")
