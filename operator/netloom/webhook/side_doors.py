@@ -157,13 +157,13 @@ def _overrides(scope: Scope, of: str) -> str:
 
     def found(pattern: str, but: str) -> str:
         needed = " || ".join(f"t.contains({cel.text(each)})" for each in workload.NEEDED[pattern])
-        each = f"(({needed}) ? t.findAll({_pattern(pattern)}) : []).map(f, f.trim().replace('=', ' ', 1))"
+        each = f"(({needed}) ? t.findAll({cel.text(pattern)}) : []).map(f, f.trim().replace('=', ' ', 1))"
         return f"{each}.filter(f, {but}).map(f, c.name + ': ' + f)"
 
-    limited = f"(t.matches({_pattern(workload.LIMITED)}) && !t.lowerAscii().matches({_pattern(workload.OPEN)}))"
-    known = f"f.matches({_pattern(workload.known_sources(namespace))})"
-    first = f"f.matches({_pattern(workload.first_source(namespace))})"
-    ours = f"(c.name + ' ' + {text}).matches({_pattern(workload.CILIUM)})"
+    limited = f"(t.matches({cel.text(workload.LIMITED)}) && !t.lowerAscii().matches({cel.text(workload.OPEN)}))"
+    known = f"f.matches({cel.text(workload.known_sources(namespace))})"
+    first = f"f.matches({cel.text(workload.first_source(namespace))})"
+    ours = f"(c.name + ' ' + {text}).matches({cel.text(workload.CILIUM)})"
     flags = (
         found(workload.FLAG, f"f != '--{IPAM} ' + variables.mode")
         + " + "
@@ -191,11 +191,7 @@ def _overrides(scope: Scope, of: str) -> str:
         f" && v.?configMap.?name.orValue('') == '{CONFIG_NAME}' && v.?configMap.?items.orValue([]).size() == 0)"
     )
     mounts = (
-        f"c.?volumeMounts.orValue([]).filter(m, m.mountPath.matches({_pattern(workload.MOUNTED)}) && !{volumes})"
+        f"c.?volumeMounts.orValue([]).filter(m, m.mountPath.matches({cel.text(workload.MOUNTED)}) && !{volumes})"
         ".map(m, c.name + ': volume ' + m.name + ' at ' + m.mountPath)"
     )
     return f"([{plain}].map(t, {flags})[0] + {environment} + {whole} + {mounts})"
-
-
-def _pattern(pattern: str) -> str:
-    return cel.text(pattern)

@@ -35,9 +35,8 @@ class BlockReturns(Member):
         releases = await self._to_free(name, cidrs, gone)
         if not isinstance(releases, list):
             return releases
-        async with asyncio.TaskGroup() as group:
-            results = [group.create_task(self._commits.release(each)) for each in releases]
-        return None if all(result.result() for result in results) else LAG_SECONDS
+        freed = await asyncio.gather(*map(self._commits.release, releases))
+        return None if all(freed) else LAG_SECONDS
 
     async def give_back(self, name: str, cidrs: Collection[Cidr]) -> float | None:
         """The same of a node that is there, and may ask for more at any moment: nobody waits for it, it is looked at
@@ -46,7 +45,7 @@ class BlockReturns(Member):
         if not isinstance(releases, list):
             return releases
         for each in releases:
-            self._commits.free(each)
+            self._commits.release(each)
         return GIVEN_BACK_SECONDS
 
     async def _to_free(self, name: str, cidrs: Collection[Cidr], gone: bool) -> list[Release] | float | None:

@@ -113,12 +113,8 @@ class CommitQueue(Member):
                 self.finish(grant, None)
             raise
 
-    async def release(self, release: Release) -> bool:
-        """Whether the block was freed. If not, look again: something changed."""
-        return await self.free(release)
-
-    def free(self, release: Release) -> "asyncio.Future[bool]":
-        """The same, for who does not wait for it."""
+    def release(self, release: Release) -> "asyncio.Future[bool]":
+        """Whether the block was freed, for who waits for it. If not, look again: something changed."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._releases[release.node, release.cidr] = release, future
         self.wake()
