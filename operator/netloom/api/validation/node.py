@@ -15,7 +15,9 @@ def validate_node(node: NetloomNode) -> list[Problem]:
     name = f"NetloomNode {node.metadata.name}"
     problems: list[Problem] = []
     for number, address in enumerate(node.spec.addresses):
-        problems += _not_an_address(name, f"spec.addresses[{number}].ip", address.ip)
+        if not is_address(address.ip):
+            field, way_out = f"spec.addresses[{number}].ip", "Write one such as 192.168.1.10."
+            problems.append(Problem(name, field, address.ip, "InvalidAddress", "not an IP address.", way_out))
     ipam = node.spec.ipam
     problems += check_cidrs(ipam.pod_cidrs, object=name, field="spec.ipam.podCIDRs", example="10.244.7.0/24")
     problems += check_overlap(
@@ -63,9 +65,3 @@ def _pool(name: str, texts: list[str]) -> list[Problem]:
         way_out = 'Write all in lower case, with the longest run of zeros as "::" (RFC 5952).'
         problems.append(Problem(name, "spec.ipam.pool", "", "InvalidAddress", message, way_out))
     return problems
-
-
-def _not_an_address(name: str, field: str, text: str) -> list[Problem]:
-    if is_address(text):
-        return []
-    return [Problem(name, field, text, "InvalidAddress", "not an IP address.", "Write one such as 192.168.1.10.")]

@@ -60,7 +60,7 @@ class Programs:
             try:
                 descriptor = self._pins.open(name)
             except PermissionError:
-                self.closed.add(_identity_of(name))
+                self.closed.add(_numbers_of(name)[0])
                 continue
             if descriptor is None:
                 continue
@@ -69,7 +69,7 @@ class Programs:
             if info.identity in self.open:
                 os.close(descriptor)
             else:
-                self._keep(descriptor, info, _set_of(name))
+                self._keep(descriptor, info, _numbers_of(name)[1])
 
     def need(self, compiled: Compiled, maps: Mapping[str, int], number: int) -> bool:
         """Have the program loaded that fits this kernel, with these maps (descriptors by name), for the set of this
@@ -151,13 +151,10 @@ def _pin_name(identity: int, number: int) -> str:
     return f"{_PREFIX}{identity}" + (f"_{number}" if number else "")
 
 
-def _identity_of(pin: str) -> int:
-    return int(pin.removeprefix(_PREFIX).partition("_")[0])
-
-
-def _set_of(pin: str) -> int:
-    _identity, _, number = pin.removeprefix(_PREFIX).partition("_")
-    return int(number or 0)
+def _numbers_of(pin: str) -> tuple[int, int]:
+    """The program's identity, and the number of its set."""
+    identity, _, number = pin.removeprefix(_PREFIX).partition("_")
+    return int(identity), int(number or 0)
 
 
 def name_of(instructions: bytes) -> str:

@@ -7,7 +7,7 @@ import msgspec
 from netloom.cidr import Cidr
 from netloom.cidr.interval_set import FrozenIntervalSet
 from netloom.kernel.mesh import reader
-from netloom.kernel.netlink.links import Link, dump_links, read_link
+from netloom.kernel.netlink.links import dump_links, read_link
 from netloom.kernel.netlink.sockets import CommandSocket, read_all
 from netloom.kernel.ownership import DEVICE_PREFIX, ENDPOINTS
 from netloom.kernel.surroundings.detours import PodRoute
@@ -42,10 +42,6 @@ def read_local_pods(commands: CommandSocket, own: Collection[Cidr]) -> LocalPods
     for place in places:
         if ENDPOINTS.link(place.device):
             continue
-        number = _ports(links.values(), place.ifindex) if place.bridge else 1
+        number = sum(link.master == place.ifindex for link in links.values()) if place.bridge else 1
         counts["ipv4" if place.destination.version == 4 else "ipv6"] += number
     return LocalPods(tuple(places), {ifindex: link.name for ifindex, link in links.items()}, counts)
-
-
-def _ports(links: Collection[Link], bridge: int) -> int:
-    return sum(1 for link in links if link.master == bridge)
