@@ -326,6 +326,10 @@ async def test_the_device_is_made_once_found_again_and_repaired(lab: Lab) -> Non
         task = asyncio.create_task(keeper.run())
         place.ip(f"link delete {DEVICE}")
         await eventually(lambda: routes_on(place) == before)
+        place.ip(f"address add 10.1.0.77/24 dev {DEVICE}")
+        await eventually(lambda: routes_on(place) == before and "inet" not in place.ip(f"address show dev {DEVICE}"))
+        place.ip(f"link set {DEVICE} mtu 1000")  # below 1280 there is no IPv6, and above it begins anew
+        await eventually(lambda: routes_on(place) == before and "inet" not in place.ip(f"address show dev {DEVICE}"))
         task.cancel()
         assert [change.text for change in await keeper.plan_cleanup()] == [f"ip link delete {DEVICE}"]
         await keeper.cleanup()

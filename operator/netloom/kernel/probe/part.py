@@ -1,8 +1,9 @@
 """The device of the probe and the routes to its addresses, as a part. Rare and short: read anew each time.
 
-The device stands for a pod. An address of it is the last of a pod CIDR of the node, which no IPAM gives to a pod. The
-routes are in table `local`, in front of what else may be there: a bridge that holds the CIDR makes its last IPv4
-address the broadcast address in that table, which the kernel looks into before all others.
+The device stands for a pod, and holds no address: one that somebody put on it would take a pod's packets in. What it is
+asked by is the last address of a pod CIDR of the node, which no IPAM gives to a pod. The routes to these are in table
+`local`, in front of what else may be there: a bridge that holds the CIDR makes its last IPv4 address the broadcast
+address in that table, which the kernel looks into before all others.
 """
 
 import os
@@ -18,8 +19,8 @@ from netloom.kernel.keeper.part import Attempt, Outcome, Part, RefusedEntry, Wor
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.netlink import links, wire
-from netloom.kernel.netlink.links import Link, is_endpoint, read_link
-from netloom.kernel.netlink.messages import LinkMessage, RouteMessage, decode, encode
+from netloom.kernel.netlink.links import Link, LocalAddress, is_endpoint, read_address, read_link
+from netloom.kernel.netlink.messages import AddressMessage, LinkMessage, RouteMessage, decode, encode
 from netloom.kernel.netlink.netconf import DEFAULT, read_netconf
 from netloom.kernel.netlink.sockets import CommandSocket, RefusedError, read_all, read_one
 from netloom.kernel.netlink.wire import RT_TABLE_LOCAL
@@ -58,6 +59,7 @@ class ProbeFound(msgspec.Struct, frozen=True):
 
     link: Link | None = None
     routes: frozenset[Address] = frozenset()
+    addresses: tuple[LocalAddress, ...] = ()
 
 
 class ProbeDevice(Part[ProbeNode]):
@@ -66,8 +68,8 @@ class ProbeDevice(Part[ProbeNode]):
 
     owns = PROBE
     state = ("dump", "the probe's device")
-    groups = ("link", "ipv4-netconf")
-    kinds = frozenset((wire.RTM_NEWLINK, wire.RTM_DELLINK, wire.RTM_NEWNETCONF))
+    groups = ("link", "ipv4-addr", "ipv6-addr", "ipv4-netconf")
+    kinds = frozenset((wire.RTM_NEWLINK, wire.RTM_DELLINK, wire.RTM_NEWADDR, wire.RTM_NEWNETCONF))
 
     def __init__(self) -> None:
         self.descriptor: int | None = None
@@ -93,6 +95,9 @@ class ProbeDevice(Part[ProbeNode]):
             switch = read_netconf(buffer, start, end)
             known = (DEFAULT, self._ifindex)
             self.due = switch is not None and switch.forwarding is not None and switch.ifindex in known
+        elif kind == wire.RTM_NEWADDR:
+            seen = read_address(buffer, start, end)
+            self.due = seen is not None and seen.ifindex == self._ifindex
         else:
             link = None if is_endpoint(buffer, start, end) else read_link(buffer, start, end)
             self.due = link is not None and (link.ifindex == self._ifindex or self.owns.link(link.name))
@@ -222,7 +227,9 @@ def look(commands: CommandSocket) -> ProbeFound:
     if link is None:
         return ProbeFound()
     routes = (read_all(commands, _dump(family), _address_on(link.ifindex)) for family in wire.SIZES)
-    return ProbeFound(link, frozenset(address for each in routes for address in each))
+    known = frozenset(address for each in routes for address in each)
+    addresses = read_all(commands, encode(AddressMessage, wire.RTM_GETADDR, 0, {"index": link.ifindex}), read_address)
+    return ProbeFound(link, known, tuple(each.local for each in addresses if each.ifindex == link.ifindex))
 
 
 def changes_to(found: ProbeFound, node: ProbeNode) -> Iterable[ProbeStep]:
@@ -242,6 +249,9 @@ def changes_to(found: ProbeFound, node: ProbeNode) -> Iterable[ProbeStep]:
         yield ProbeStep("link", DEVICE, f"link set {DEVICE} mtu {MTU}", links.change(ifindex, mtu=MTU))
     if link is None or not link.up:
         yield ProbeStep("link", DEVICE, f"link set {DEVICE} up", links.set_up(ifindex))
+    for local in found.addresses:
+        key = f"{local} dev {DEVICE}"
+        yield ProbeStep("address", key, f"address delete {key}", links.delete_address(ifindex, local))
     for address in node.addresses:
         if address not in found.routes:
             yield _route(address, ifindex)
