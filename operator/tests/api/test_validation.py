@@ -100,6 +100,25 @@ def test_numbers_that_no_schema_bounded() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("protocol", "port", "good"),
+    [
+        ("vxlan", 1, True),
+        ("geneve", 65535, True),
+        ("none", 0, True),
+        ("vxlan", 0, False),
+        ("none", 7, False),
+        ("vxlan", 65536, False),
+        ("geneve", -1, False),
+    ],
+)
+def test_ports_of_encapsulations_that_no_schema_bounded(protocol: str, port: int, good: bool) -> None:
+    """All other nodes would make a device of it."""
+    spec = {"encapsulations": [{"protocol": "vxlan", "port": 8472}, {"protocol": protocol, "port": port}]}
+    problems = validate_node(msgspec.convert({"metadata": {"name": "worker-1"}, "spec": spec}, NetloomNode))
+    assert [problem.field for problem in problems] == ([] if good else ["spec.encapsulations[1].port"])
+
+
 def test_an_address_of_mode_crd_that_is_none() -> None:
     spec = {"ipam": {"mode": "crd", "pool": {"10.9.0.4": {}, "10.9.0": {}}}}
     node = msgspec.convert({"metadata": {"name": "worker-1"}, "spec": spec}, NetloomNode)

@@ -8,6 +8,7 @@ from netloom.cidr import format_address, is_address, parse_address
 
 _LONGEST = 39
 """Characters of an address."""
+_NO_PORT, _PORTS = range(1), range(1, 1 << 16)
 
 
 def validate_node(node: NetloomNode) -> list[Problem]:
@@ -27,7 +28,7 @@ def validate_node(node: NetloomNode) -> list[Problem]:
         field = f"spec.ipam.pools.allocated[{number}].cidrs"
         problems += check_cidrs(allocation.cidrs, object=name, field=field, example="10.244.7.0/28")
     for number, each in enumerate(node.spec.encapsulations):
-        if (each.protocol == "none") != (each.port == 0):
+        if each.port not in (_NO_PORT if each.protocol == "none" else _PORTS):
             field = f"spec.encapsulations[{number}].port"
             message = "a tunnel needs a UDP port, and packets as they are have none."
             way_out = "Give a port from 1 to 65535 to vxlan or geneve, and leave it out with none."
