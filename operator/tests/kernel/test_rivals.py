@@ -201,6 +201,27 @@ async def test_another_ones_is_left_alone_and_said_until_it_goes(
     assert wired.state() == before, "its own words delete it, and nothing else"
 
 
+@pytest.mark.parametrize("gone", ["link delete vpn", "link set vpn down"])
+async def test_another_ones_that_goes_with_its_device_is_said_no_longer(
+    wired: Namespace, planes: Planes, gone: str
+) -> None:
+    """The kernel says nothing of an IPv4 route that does."""
+    plane = await planes.open()
+    await plane.apply(mesh())
+    async with running(plane):
+        wired.batch(
+            [
+                "link add vpn type veth peer name far",
+                "link set far up",
+                "link set vpn up",
+                "route add 10.2.0.0/25 dev vpn",
+            ]
+        )
+        await eventually(lambda: len(plane.report.rivals) == 1, lambda: str(plane.report))
+        wired.ip(gone)
+        await eventually(lambda: plane.report.rivals == (), lambda: str(plane.report))
+
+
 @pytest.mark.parametrize(
     "command",
     [

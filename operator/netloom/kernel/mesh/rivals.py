@@ -16,6 +16,7 @@ import msgspec
 from netloom.cidr import Cidr
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.mesh.rows import DEFAULT_METRIC, EDITED, OddRoute, RouteContent, RouteKey, SeenRoute, hops_text
+from netloom.kernel.netlink.wire import RTA_OIF, RTN_UNICAST, attributes, number
 
 MOST_AT_ONCE = 4096
 """Foreign routes that are remembered from a reading while it is not known yet which peers there are."""
@@ -146,6 +147,13 @@ class RivalRoutes:
         else:
             self._foreign.pop(route.prefix, None)
         return len(left) < len(others) or not any(each.key == route.key for each in others)
+
+    def go_by(self, ifindex: int) -> bool:
+        """Whether one of the foreign routes may lead to this device, with which it goes without a word (IPv4). One of
+        several ways, or by a nexthop object, may."""
+        bodies = (each.body for routes in self._foreign.values() for each in routes if each.body[0] == RTN_UNICAST)
+        ways = (attributes(body, 1, len(body)).get(RTA_OIF) for body in bodies)
+        return any(way is None or number(way) == ifindex for way in ways)
 
     # -------------------------------------------------------------------------------------------------- answers
 

@@ -373,7 +373,9 @@ class MeshRows(Part[Desired]):
         elif not link.name.startswith(DEVICE_PREFIX):
             running = kind == wire.RTM_NEWLINK and link.running
             changed = self.mesh.fib.link_changed(link.ifindex, running=running)
-            if changed and not running and self.mesh.stands_on(link.ifindex):
+            if not running and (
+                (changed and self.mesh.stands_on(link.ifindex)) or self.mesh.rivals.go_by(link.ifindex)
+            ):
                 self._resync_due = True
 
     def _address(self, kind: int, _flags: int, buffer: bytes, start: int, end: int) -> None:
