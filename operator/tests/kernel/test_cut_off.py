@@ -88,6 +88,7 @@ async def test_it_is_decided_again_by_event_in_both_directions(node: Namespace, 
         before = sum(plane.report.written.values())
         await eventually(lambda: withheld(plane).keys() == gone, lambda: str(plane.report))
         await eventually(lambda: both - routes(node) == gone, lambda: str(routes(node)))
+        await eventually(lambda: not plane.report.converging, lambda: str(plane.report))
         assert sum(plane.report.written.values()) == before + writes
 
     node.ip("link add other type veth peer name far")
