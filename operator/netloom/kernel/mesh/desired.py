@@ -95,7 +95,7 @@ class FurtherAddresses(msgspec.Struct, frozen=True, gc=False):
 
 
 class Desired:
-    """The whole desired state. With a journal of what was touched. One `MeshRows` reads it."""
+    """The whole desired state, with a journal of what was touched, which one `MeshRows` reads."""
 
     def __init__(self, node: MeshNode | None = None, peers: Iterable[Peer] = ()) -> None:
         self.node = node
