@@ -189,8 +189,8 @@ def lose_sight(one: Machine, other: Machine) -> None:
 
 def test_hybrid_is_direct_in_the_segment_and_tunnelled_beyond(agents: Agents) -> None:
     n1, n2, n3, n4 = scenario(agents, "hybrid", router=False)
-    assert via(n1, n2="eth0", n3=TUNNEL, n4=TUNNEL)()
-    assert via(n3, n4="eth0", n1=TUNNEL, n2=TUNNEL)()
+    await_via(agents, n1, "hybrid", n2="eth0", n3=TUNNEL, n4=TUNNEL)  # who sends to one by the tunnel says that it does
+    await_via(agents, n3, "hybrid", n4="eth0", n1=TUNNEL, n2=TUNNEL)
     assert holes(n1) == sorted(cidrs("n1")), "which addresses are those of Services, nobody has told"
     told = {"status": {"ipam": {"serviceCIDRs": []}}}  # as the operator does
     agents.plane.client.request("PATCH", f"{NETWORK}/default/status", told)

@@ -52,7 +52,7 @@ def agent(folder: Path) -> Agents:
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
     """The network namespace of a pod that is to be wired."""
     cni_plugin.built()
-    with Lab(f"nlp{os.getpid() % 10000}") as lab:
+    with Lab(f"nlcp{os.getpid() % 10000}") as lab:  # of the whole session: no other test has labs of this prefix
         place = Namespace(f"{lab.prefix}-pod")
         namespaces.add(place)
         yield place
