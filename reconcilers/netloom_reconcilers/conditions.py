@@ -1,6 +1,6 @@
 """Conditions and the Events that go with them, written only when something changed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -99,13 +99,9 @@ class Conditions:
         wire = {each.name: each.encode_name for each in msgspec.structs.fields(obj.status)}
         more = {wire[name]: msgspec.to_builtins(value) for name, value in beside.items() if value not in (None, "")}
         told = {"conditions": [msgspec.to_builtins(new)], **more}
-        fence = {"resourceVersion": meta.resource_version} if self._fenced else {}
-        patch = {"metadata": {"name": meta.name, "uid": meta.uid, **fence}, "status": told}
         self._on_write(res.kind)
         try:
-            return await self._api.patch(
-                res, meta.name, patch, subresource="status", kind="apply", field_manager=self._field_manager
-            )
+            return await _applied(self._api, res, obj, self._field_manager, self._fenced, {"status": told})
         except Conflict:
             if self._fenced:
                 raise
@@ -120,14 +116,8 @@ async def apply(
     """What this manager says in these parts of the object (`spec`, or the subresource `status`), and no more: what it
     said before and does not list goes. fenced: only of the very version that is known. The object as written, or None
     where it is not there any more, or is another one or version: the watch brings that."""
-    meta = obj.metadata
-    fence = {"resourceVersion": meta.resource_version} if fenced else {}
-    patch = {"metadata": {"name": meta.name, "uid": meta.uid, **fence}, **parts}
-    subresource = "" if "spec" in parts else "status"
     try:
-        return await api.patch(
-            res, meta.name, patch, subresource=subresource, kind="apply", field_manager=field_manager
-        )
+        return await _applied(api, res, obj, field_manager, fenced, parts)
     except (Conflict, NotFound):
         return None
 
@@ -139,6 +129,16 @@ async def withdraw(api: Api, res: Resource[K], obj: K, field_manager: str) -> K 
     patch (`status` is null) where nobody else has said anything.
     """
     return await apply(api, res, obj, field_manager)
+
+
+async def _applied(
+    api: Api, res: Resource[K], obj: K, field_manager: str, fenced: bool, parts: Mapping[str, object]
+) -> K:
+    meta = obj.metadata
+    fence = {"resourceVersion": meta.resource_version} if fenced else {}
+    patch = {"metadata": {"name": meta.name, "uid": meta.uid, **fence}, **parts}
+    subresource = "" if "spec" in parts else "status"
+    return await api.patch(res, meta.name, patch, subresource=subresource, kind="apply", field_manager=field_manager)
 
 
 def said(problem: Problem, about: str) -> str:
