@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 
 import msgspec
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 
 from netloom.api.node_addresses import unusable
 from netloom.api.v1alpha1 import CONTESTED, NetloomNode
@@ -20,6 +20,7 @@ from netloom.kernel.keeper.transaction import ELEMENT
 from netloom.kernel.mesh.encapsulation import Encapsulation, encapsulation_of
 from netloom.kernel.senders.keeper import SendersKeeper, SendersReport
 from netloom.kernel.senders.senders import Senders, TunnelPort
+from netloom.runtime.metrics import counter, gauge
 from netloom_reconcilers.features.kernel import NftablesFeature
 from netloom_reconcilers.features.node import NodeContext, written_metric
 from netloom_reconcilers.node.known.peers import pod_cidrs_of
@@ -81,24 +82,22 @@ class SendersFeature(NftablesFeature):
         """The table's figures, read off its report."""
         report = self.keeper.report
         yield written_metric("netloom_tunnel_senders_writes", "Requests written to the table of senders.", report)
-        dropped = CounterMetricFamily(
+        yield counter(
             "netloom_tunnel_packets_dropped",
             "Packets of tunnels that were not taken out: stranger, from an address of no node; forged, with a pod as "
             "inner source that the sending node does not have. Counted anew when the table is.",
-            labels=["reason"],
+            {"stranger": report.refusals.strangers, "forged": report.refusals.forged},
+            "reason",
         )
-        dropped.add_metric(["stranger"], report.refusals.strangers)
-        dropped.add_metric(["forged"], report.refusals.forged)
-        yield dropped
-        yield CounterMetricFamily(
+        yield counter(
             "netloom_tunnel_senders_drift_repaired",
             "Parts of the table of senders that somebody had changed and that were put back.",
-            value=report.repaired,
+            report.repaired,
         )
-        yield GaugeMetricFamily(
+        yield gauge(
             "netloom_tunnel_senders_errors",
             "What keeps the table of senders from being as desired; the agent's /status names each.",
-            value=len(report.failures) + len(report.contended),
+            len(report.failures) + len(report.contended),
         )
 
     async def _apply(self) -> float | None:
