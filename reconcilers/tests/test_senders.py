@@ -167,3 +167,20 @@ def test_what_is_said(setting: Setting) -> None:
     assert "(12 so far)" in strangers
     assert "spec.routing.tunnelSenders" in strangers
     assert "from 192.168.7.60 with pods of other nodes as inner source are dropped (3 so far)" in forged
+
+
+def test_what_was_dropped_is_counted_by_its_reason(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = SendersReport(refusals=Refusals(strangers=12, forged=3), repaired=2, written={"newtable": 1})
+    monkeypatch.setattr(SendersKeeper, "report", report)
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for metric in setting.reconciler.metrics()
+        for sample in metric.samples
+    }
+    assert found == {
+        ("netloom_tunnel_senders_writes_total", "newtable"): 1,
+        ("netloom_tunnel_packets_dropped_total", "stranger"): 12,
+        ("netloom_tunnel_packets_dropped_total", "forged"): 3,
+        ("netloom_tunnel_senders_drift_repaired_total",): 2,
+        ("netloom_tunnel_senders_errors",): 0,
+    }
