@@ -10,7 +10,7 @@ import pytest
 
 from netloom.cidr import Cidr, Version
 from netloom.kernel.mesh import tunnel_device as device
-from netloom.kernel.mesh.desired import Desired
+from netloom.kernel.mesh.desired import Desired, Peer
 from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN
 from netloom.kernel.mesh.keeper import Report
 from netloom.kernel.mesh.mesh import Mesh
@@ -392,9 +392,9 @@ async def test_a_first_start_works_out_each_peer_once(
     worked_out: Counter[str] = Counter()
     rows_of = Mesh._rows_of
 
-    def counting(mesh: Mesh, name: str, near: Mapping[Version, Collection[int]]) -> PeerRows:
-        worked_out[name] += 1
-        return rows_of(mesh, name, near)
+    def counting(mesh: Mesh, peer: Peer, near: Mapping[Version, Collection[int]]) -> PeerRows:
+        worked_out[peer.name] += 1
+        return rows_of(mesh, peer, near)
 
     monkeypatch.setattr(Mesh, "_rows_of", counting)
     plane = await planes.open()

@@ -351,7 +351,7 @@ AROUND = NodeNetwork(
 def test_none_takes_away_what_the_node_lives_by(own: str, cluster: str, made: list[str], why: str) -> None:
     lifelines = Lifelines()
     lifelines.see(AROUND)
-    lifelines.add_node(parse_address("192.168.3.3"))
+    lifelines.move_node((), (parse_address("192.168.3.3"),))
     found = Holes(lifelines)
     found.set_rules(HoleRules((Cidr.parse(own),), (Cidr.parse(cluster),)))
     assert sorted(str(hole.prefix) for hole in found.table.desired) == made
@@ -397,11 +397,11 @@ def test_a_node_that_comes_into_one_by_the_default_route_takes_it_back() -> None
     found.set_rules(HoleRules((), (Cidr.parse("192.168.0.0/16"),)))
     assert len(found.table.desired) == 1
     address = parse_address("192.168.3.3")
-    lifelines.add_node(address)
+    lifelines.move_node((), (address,))
     found.moved((address,))
     found.bring_up_to_date()
     assert found.table.desired == {}
-    lifelines.remove_node(address)
+    lifelines.move_node((address,), ())
     found.moved((address,))
     found.bring_up_to_date()
     assert len(found.table.desired) == 1
@@ -421,7 +421,7 @@ def test_a_node_that_comes_into_an_own_or_a_peers_cidr_takes_that_back_too() -> 
     found.set_rules(HoleRules((own,)))
     found.set_unrouted("node-2", (other,))
     for text, left in (("10.42.1.9", [str(other)]), ("10.43.1.9", [])):
-        lifelines.add_node(parse_address(text))
+        lifelines.move_node((), (parse_address(text),))
         found.moved((parse_address(text),))
         found.bring_up_to_date()
         assert [str(hole.prefix) for hole in found.table.desired] == left

@@ -66,7 +66,7 @@ def test_what_lies_in_a_connected_network_would_cut_the_node_off_from_it() -> No
 
 def test_what_is_around_a_connected_network_does_it_no_harm_and_none_to_what_is_in_it() -> None:
     node = lifelines(on(ETH0, "10.90.1.0/24"), default("10.90.1.1"), api="10.90.1.2")
-    node.add_node(parse_address("10.90.1.12"))
+    node.move_node((), (parse_address("10.90.1.12"),))
     assert harm(node, "10.90.0.0/16") == ""
     assert node.network_in(Cidr.parse("10.90.0.0/16")) == "it holds 10.90.1.0/24, a network of this node (eth0)"
     assert node.network_in(Cidr.parse("10.90.2.0/24")) == ""
@@ -90,16 +90,16 @@ def test_what_holds_an_address_outside_the_connected_networks_takes_it_along(
 def test_what_holds_a_node_takes_it_along_unless_it_does_not_count() -> None:
     node = lifelines(on(ETH0, "10.90.1.0/24"))
     for each in ("10.90.1.12", "10.91.3.3", "10.91.3.4", "10.91.3.3"):
-        node.add_node(parse_address(each))
+        node.move_node((), (parse_address(each),))
     prefix = Cidr.parse("10.88.0.0/14")
     assert node.harm(prefix) == "it holds 10.91.3.3, the address of a node"
     named = {parse_address("10.91.3.4"): "node-4"}
     assert node.harm(prefix, lambda address: named.get(address, "")) == "it holds 10.91.3.4, the address of node-4"
     assert node.harm(prefix, lambda _: "") == ""
-    node.remove_node(parse_address("10.91.3.4"))
-    node.remove_node(parse_address("10.91.3.3"))
+    node.move_node((parse_address("10.91.3.4"),), ())
+    node.move_node((parse_address("10.91.3.3"),), ())
     assert node.harm(prefix) != ""
-    node.remove_node(parse_address("10.91.3.3"))
+    node.move_node((parse_address("10.91.3.3"),), ())
     assert node.harm(prefix) == ""
 
 
@@ -186,10 +186,10 @@ def test_in_general(networks: list[Cidr], nodes: list[Address], gone: list[Addre
     lines = Lifelines()
     lines.see(NodeNetwork(DEVICES, [NodeRoute(each, ((ETH0, b""),), connected=True) for each in networks]))
     for address in (*nodes, *gone):
-        lines.add_node(address)
+        lines.move_node((), (address,))
     assert lines.harm(prefix) is not None  # asked in between: what was added is in order before more is removed
     for address in gone:
-        lines.remove_node(address)
+        lines.move_node((address,), ())
     inside = any(each.contains(prefix) for each in networks)
     inner = [each for each in networks if each.length > prefix.length]
     lost = [

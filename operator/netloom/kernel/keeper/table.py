@@ -100,6 +100,8 @@ class Table(Generic[K, V]):
     def updates(self) -> list[tuple[K, V, V | None]]:
         """Pending (key, value, what the kernel holds instead) to create or change."""
         desired, kernel, pending = self.desired, self.kernel, self.pending
+        if not kernel and len(pending) == len(desired):
+            return [(key, value, None) for key, value in desired.items()]
         if 2 * len(pending) > len(desired):
             # In the order in which they lie in memory, here and in the kernel: 50,000 are a third faster so.
             return [(key, value, kernel.get(key)) for key, value in desired.items() if key in pending]

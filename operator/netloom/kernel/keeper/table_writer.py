@@ -76,7 +76,8 @@ class TableWriter:
         for at in range(0, len(writes), BATCH):
             part = writes[at : at + BATCH]
             if len(batches) >= AHEAD:
-                await asyncio.wait([batches[-AHEAD].answer])
+                if not batches[-AHEAD].answer.done():
+                    await asyncio.wait([batches[-AHEAD].answer])
                 batches[-AHEAD].settle()
             self._tables[kind].assume(part)
             batches.append(Batch(kind, part, worker.submit(self._encoders[kind](part))))

@@ -28,7 +28,7 @@ class AddressOwners(Generic[C]):
             self._release(claim, name, others)
         holders, contested = self.holders, self._contested
         for claim in new:
-            if holders.setdefault(claim, name) != name or claim in contested:
+            if holders.setdefault(claim, name) != name or (contested and claim in contested):
                 contested.setdefault(claim, {holders[claim]}).add(name)
                 self._decide(claim, others)
         others.discard(name)

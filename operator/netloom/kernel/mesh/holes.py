@@ -85,7 +85,8 @@ class Holes:
         self._standing: tuple[Cidr, ...] = ()
         self.unrouted: dict[str, tuple[Cidr, ...]] = {}
         """CIDRs that no route leads to, by peer; to be changed by `set_unrouted`."""
-        self._former: dict[Cidr, float] = {}
+        self.former: dict[Cidr, float] = {}
+        """CIDRs that were given up, and when (by the clock), the earliest first. Not to be changed from outside."""
         self._former_lengths: Counter[tuple[int, int]] = Counter()
         self._clock = clock
 
@@ -94,7 +95,7 @@ class Holes:
     def set_rules(self, rules: HoleRules | None) -> None:
         """This is so now; None: nothing is to be left in the kernel."""
         if rules is None:
-            self._forget_former(list(self._former))
+            self._forget_former(list(self.former))
         elif self._rules is None:
             for hole in self.table.kernel:
                 if hole.metric == PASSING:
@@ -114,7 +115,7 @@ class Holes:
         if self._rules is None or self._due:
             return
         wide = (*self._rules.own, *self._rules.cluster)
-        self._due = bool(self._former or self.unrouted) or any(
+        self._due = bool(self.former or self.unrouted) or any(
             prefix.holds(each) for each in addresses for prefix in wide
         )
 
@@ -128,7 +129,7 @@ class Holes:
             self.review()
         now = self._clock()
         if self.later() <= now:
-            self._forget_former([each for each, since in self._former.items() if since + FORMER_SECONDS <= now])
+            self._forget_former([each for each, since in self.former.items() if since + FORMER_SECONDS <= now])
 
     def review(self) -> None:
         """Decide everything anew."""
@@ -144,7 +145,7 @@ class Holes:
             standing.append(prefix)
         self._standing = tuple(prefix for prefix in dict.fromkeys(standing) if prefix not in self.left_out)
         wanted = dict.fromkeys(map(Hole, self._standing), UNREACHABLE)
-        concerned = [*self._former, *(prefix for prefixes in self.unrouted.values() for prefix in prefixes)]
+        concerned = [*self.former, *(prefix for prefixes in self.unrouted.values() for prefix in prefixes)]
         wanted |= {Hole(prefix, PASSING): UNREACHABLE for prefix in concerned if self._has_its_own(prefix)}
         for hole in self.table.desired.keys() - wanted:
             self.table.unwant(hole)
@@ -175,7 +176,7 @@ class Holes:
         else:
             del self.unrouted[name]
         for prefix in before:
-            if prefix not in prefixes and prefix not in self._former:
+            if prefix not in prefixes and prefix not in self.former:
                 self.table.unwant(Hole(prefix, PASSING))
                 self._due = True  # another peer that has taken it over may have no way, either
         self._want(prefixes)
@@ -197,31 +198,26 @@ class Holes:
         """A peer has these: whatever they were before, they are its own now."""
         for prefix in prefixes:
             inner = any(v == prefix.version and length > prefix.length for v, length in self._former_lengths)
-            within = [each for each in self._former if prefix.contains(each)] if inner else [prefix]
-            self._forget_former([each for each in within if each in self._former])
+            within = [each for each in self.former if prefix.contains(each)] if inner else [prefix]
+            self._forget_former([each for each in within if each in self.former])
 
     def later(self) -> float:
         """When (monotonic seconds) the first of those that were given up may go."""
-        return next(iter(self._former.values())) + FORMER_SECONDS if self._former else float("inf")
+        return next(iter(self.former.values())) + FORMER_SECONDS if self.former else float("inf")
 
     def _remember(self, prefix: Cidr) -> None:
-        if self._former.pop(prefix, None) is None:
+        if self.former.pop(prefix, None) is None:
             self._former_lengths[prefix.version, prefix.length] += 1
-        self._former[prefix] = self._clock()  # last in order
+        self.former[prefix] = self._clock()  # last in order
 
     def _forget_former(self, prefixes: Iterable[Cidr]) -> None:
         for prefix in prefixes:
-            del self._former[prefix]
+            del self.former[prefix]
             self.table.unwant(Hole(prefix, PASSING))
             key = prefix.version, prefix.length
             self._former_lengths[key] -= 1
             if not self._former_lengths[key]:
                 del self._former_lengths[key]
-
-    @property
-    def remembers(self) -> bool:
-        """Whether there are CIDRs that were given up."""
-        return bool(self._former)
 
     # ----------------------------------------------------------------------------------------- what is there
 

@@ -17,7 +17,7 @@ node's address costs its place in a list.
 """
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -29,6 +29,9 @@ WIDEST: dict[Version, int] = {4: 8, 6: 16}
 
 NEAR: dict[Version, int] = {4: 16, 6: 32}
 """Of so many leading bits it is remembered whether a lifeline has them."""
+
+FAR_BITS: dict[Version, int] = {version: WIDTH[version] - bits for version, bits in NEAR.items()}
+"""How many bits come after these."""
 _FEW = 32
 
 
@@ -167,13 +170,12 @@ class Lifelines:
                 if route.connected and ifindex not in pods and not is_link_local(destination):
                     self._networks.setdefault(destination, device.name)
 
-    def add_node(self, address: Address) -> None:
-        """Another node has this address, too."""
-        self._added[len(address)].append(address)
-
-    def remove_node(self, address: Address) -> None:
-        """One less."""
-        self._nodes[version_of(address)].remove(address)
+    def move_node(self, before: Iterable[Address], after: Iterable[Address]) -> None:
+        """A node has these addresses instead of those; another may have the same."""
+        for address in after:
+            self._added[len(address)].append(address)
+        for address in before:
+            self._nodes[version_of(address)].remove(address)
 
     def network_in(self, prefix: Cidr) -> str:
         """A network of the node's own inside the prefix, as the end of a sentence; empty if there is none. A route to
@@ -219,8 +221,9 @@ class Lifelines:
 
     def is_near(self, prefix: Cidr) -> bool:
         """Whether `harm` may find anything."""
-        near = NEAR[prefix.version]
-        return prefix.length < near or prefix.base >> (WIDTH[prefix.version] - near) in self.near[prefix.version]
+        return (
+            prefix.length < NEAR[prefix.version] or prefix.base >> FAR_BITS[prefix.version] in self.near[prefix.version]
+        )
 
     def _reasons(self, prefix: Cidr, whose: Callable[[Address], str]) -> Iterator[str]:
         for network in self._around(prefix):
@@ -259,11 +262,11 @@ class Lifelines:
         return (prefix.supernet(length) for length in reversed(lengths) if length <= prefix.length)
 
     def _come_near(self, prefix: Cidr) -> None:
-        version, near = prefix.version, NEAR[prefix.version]
-        if prefix.length < near:
+        version = prefix.version
+        if prefix.length < NEAR[version]:
             self._near[version] = self._nodes[version].near = _All()
         else:
-            self._near[version].add(prefix.base >> (WIDTH[version] - near))
+            self._near[version].add(prefix.base >> FAR_BITS[version])
 
 
 def is_link_local(prefix: Cidr) -> bool:

@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any
 
-from netloom.cidr import WIDTH, Address, Cidr, Version
+from netloom.cidr import Address, Cidr, Version
 from netloom.kernel.keeper.table import Table
 from netloom.kernel.mac import Mac, link_local_of, mac_in
 from netloom.kernel.mesh.desired import Desired, FurtherAddresses, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
 from netloom.kernel.mesh.fib import FibLookups
 from netloom.kernel.mesh.holes import Holes
-from netloom.kernel.mesh.lifelines import NEAR, NodeNetwork
+from netloom.kernel.mesh.lifelines import FAR_BITS, NEAR, NodeNetwork
 from netloom.kernel.mesh.nexthop_ids import NexthopIds
 from netloom.kernel.mesh.peer_claims import PeerClaims
 from netloom.kernel.mesh.rivals import RivalRoutes
@@ -115,7 +115,7 @@ class Mesh:
 
     def set_peers(self, peers: Iterable[Peer]) -> None:
         """Add or change peers."""
-        known, change = self.peers, self.claims.change
+        known, change, former = self.peers, self.claims.change, self.holes.former
         concerned: dict[str, None] = {}
         moved: list[Address] = []
         first = not known
@@ -127,7 +127,7 @@ class Mesh:
             self._want(old, peer)
             concerned[name] = None
             others = change(name, old, peer)
-            if old is not None or self.holes.remembers:
+            if old is not None or former:
                 self._count_holes(old, peer)
             for other in others:
                 concerned[other] = None
@@ -196,8 +196,8 @@ class Mesh:
             self.natives -= 1
         before, after = addresses_of(old), addresses_of(new)
         if before != after:
-            self.withheld.move(before, after)
-        before, after = _underlays(old), _underlays(new)
+            self.withheld.lifelines.move_node(before, after)
+        before, after = _looked_up(old, before), _looked_up(new, after)
         if before != after:
             for address in after:
                 self.fib.want(address)
@@ -207,12 +207,12 @@ class Mesh:
     def _expand(self, names: Iterable[str]) -> None:
         """Bring the desired rows of these peers up to date. What one loses, another may win: first all losses."""
         gains: list[PeerRows] = []
-        near = self.withheld.lifelines.near
+        near, unrouted = self.withheld.lifelines.near, self.holes.unrouted
         for name in names:
-            old, new = self._rows.get(name, ()), self._rows_of(name, near)
-            without = self._unrouted(name, new)
-            if without or name in self.holes.unrouted:
-                self.holes.set_unrouted(name, without)
+            peer, old = self.peers.get(name), self._rows.get(name, ())
+            new = self._rows_of(peer, near) if peer is not None else ()
+            if unrouted or (peer is not None and (len(new) != 1 or len(new[0].prefixes) != len(peer.cidrs))):
+                self.holes.set_unrouted(name, self._without_route(peer, new))
             if new == old:
                 continue
             if old:
@@ -249,14 +249,14 @@ class Mesh:
         for prefix in {p for rows in old for p in rows.prefixes} - {p for rows in new for p in rows.prefixes}:
             self.routes.unwant(prefix)
 
-    def _rows_of(self, name: str, near: Mapping[Version, Collection[int]]) -> PeerRows:
+    def _rows_of(self, peer: Peer, near: Mapping[Version, Collection[int]]) -> PeerRows:
         """`near`: a pod CIDR with none of these leading bits cannot harm this node."""
-        peer, holders = self.peers.get(name), self.claims.holders
-        if peer is None or holders[peer.underlay] != name or holders[peer.mac] != name:
+        name, holders = peer.name, self.claims.holders
+        if holders[peer.underlay] != name or holders[peer.mac] != name:
             self.unreachable.pop(name, None)
-            if peer is not None:
-                self.withheld.forget(prefix for prefix in peer.cidrs if holders[prefix] == name)
+            self.withheld.forget(prefix for prefix in peer.cidrs if holders[prefix] == name)
             return ()
+        reasons = self.withheld.reasons
         four: list[Cidr] = []
         six: list[Cidr] = []
         for prefix in peer.cidrs:
@@ -267,9 +267,7 @@ class Mesh:
             if not routed or (peer.held and self.claims.has_wider(prefix, name)):
                 self.withheld.forget((prefix,))
             elif (
-                prefix.length >= NEAR[version]
-                and prefix.base >> (WIDTH[version] - NEAR[version]) not in near[version]
-                and not self.withheld.reasons
+                prefix.base >> FAR_BITS[version] not in near[version] and prefix.length >= NEAR[version] and not reasons
             ) or not self.withheld.is_withheld(prefix, peer):
                 (four if version == 4 else six).append(prefix)
         if not self.device_state.tunnels and not self.natives:
@@ -288,21 +286,19 @@ class Mesh:
             self.unreachable.pop(name, None)
         return peer_rows
 
-    def _unrouted(self, name: str, rows: PeerRows) -> tuple[Cidr, ...]:
+    def _without_route(self, peer: Peer | None, rows: PeerRows) -> tuple[Cidr, ...]:
         """The peer's CIDRs that none of these rows leads to, and which no other peer has."""
-        peer, routed = self.peers.get(name), 0
-        for each in rows:
-            routed += len(each.prefixes)
-        if peer is None or routed == len(peer.cidrs):
+        if peer is None or sum(len(each.prefixes) for each in rows) == len(peer.cidrs):
             return ()
-        ways, ipv6 = {prefix for each in rows for prefix in each.prefixes}, self.device_state.ipv6
-        ours = (p for p in peer.cidrs if p not in ways and (p.version == 4 or ipv6) and self.claims.holders[p] == name)
-        return tuple(prefix for prefix in ours if not (peer.held and self.claims.has_wider(prefix, name)))
+        routed, ipv6 = {prefix for each in rows for prefix in each.prefixes}, self.device_state.ipv6
+        without = (p for p in peer.cidrs if p not in routed and (p.version == 4 or ipv6))
+        ours = [prefix for prefix in without if self.claims.holders[prefix] == peer.name]
+        return tuple(prefix for prefix in ours if not (peer.held and self.claims.has_wider(prefix, peer.name)))
 
     def _count_holes(self, old: Peer | None, new: Peer | None) -> None:
         """Which CIDRs nobody has any more, and which somebody has (again)."""
         before, after = old.cidrs if old is not None else (), new.cidrs if new is not None else ()
-        if self.holes.remembers:
+        if self.holes.former:
             self.holes.claimed(after)
         if before and before != after:
             holders = self.claims.holders
@@ -374,9 +370,6 @@ def _is_other(old: Peer | None, new: Peer) -> bool:
     )
 
 
-def _underlays(peer: Peer | None) -> tuple[Address, ...]:
-    """For IPv6 the one that a native route may need."""
-    if peer is None:
-        return ()
-    native6 = peer.underlay6 and NO_ENCAPSULATION in peer.encapsulations
-    return (peer.underlay, peer.underlay6) if native6 else (peer.underlay,)
+def _looked_up(peer: Peer | None, addresses: tuple[Address, ...]) -> tuple[Address, ...]:
+    """Those of its addresses that the FIB is asked about: of IPv6 the one that a native route may need."""
+    return addresses if len(addresses) < 2 or (peer and NO_ENCAPSULATION in peer.encapsulations) else addresses[:1]

@@ -86,13 +86,6 @@ class WithheldRoutes:
             for prefix, why in sorted(self.reasons.items())
         )
 
-    def move(self, before: tuple[Address, ...], after: tuple[Address, ...]) -> None:
-        """A node has other addresses than before."""
-        for address in after:
-            self.lifelines.add_node(address)
-        for address in before:
-            self.lifelines.remove_node(address)
-
     def set_further(self, name: str, further: FurtherAddresses | None) -> tuple[Address, ...]:
         """What a node has of addresses that no peer's rows need. Returns those about which that is news."""
         old = self.further.pop(name, None)
@@ -109,7 +102,7 @@ class WithheldRoutes:
             self.further[name] = further
         for address in after:
             self._further_names.setdefault(address, set()).add(name)
-        self.move(before, after)
+        self.lifelines.move_node(before, after)
         return (*before, *after)
 
     def _whose(self, address: Address, owner: Peer | None) -> str:
