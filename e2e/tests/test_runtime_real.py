@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -11,7 +11,7 @@ from netloom.api.cilium import CILIUM_NODES
 from netloom.api.coordination import LEASES
 from netloom.api.core import NODES, Node
 from netloom.api.events import ObjectReference
-from netloom.api.meta import ObjectMeta
+from netloom.api.meta import ObjectMeta, Resource
 from netloom.api.v1alpha1 import NETLOOM_NODES, NETWORKS, Address, NetloomNetwork, NetloomNode, NetloomNodeSpec
 from netloom.runtime.client import Api
 from netloom.runtime.errors import (
@@ -88,6 +88,27 @@ async def test_objects_live_their_life(api: Api):
     await api.delete(NODES, "a", uid=made.metadata.uid)
     with pytest.raises(NotFound):
         await api.get(NODES, "a")
+
+
+@pytest.mark.parametrize("resource", [NODES, NETLOOM_NODES])
+@pytest.mark.parametrize("kind", ["merge", "apply"])
+async def test_a_patch_of_a_predecessor_is_a_conflict(
+    api: Api, resource: Resource[Node] | Resource[NetloomNode], kind: Literal["merge", "apply"]
+):
+    def new() -> Any:
+        return resource.type(metadata=ObjectMeta(name="a"))
+
+    async def patch(labels: dict[str, str]) -> None:
+        meta = {"name": "a", "uid": made.metadata.uid, "labels": labels}
+        await api.patch(resource, "a", {"metadata": meta}, kind=kind, field_manager="me")
+
+    made = await api.create(resource, new())
+    await patch({"x": "1"})
+    await api.delete(resource, "a")
+    await api.create(resource, new())
+    with pytest.raises(Conflict):
+        await patch({"x": "2"})
+    assert not (await api.get(resource, "a")).metadata.labels
 
 
 async def test_a_replacement_is_a_compare_and_swap(api: Api):

@@ -214,7 +214,10 @@ class Api(AbstractAsyncContextManager["Api", None]):
         kind: Literal["merge", "apply"] = "merge",
         field_manager: str = "",
     ) -> T:
-        """Changes some fields. `apply` is server-side apply with force, needs `field_manager`, and creates as well."""
+        """Changes some fields. `apply` is server-side apply with force, needs `field_manager`, and creates as well.
+        Raises NotFound, Invalid, and Conflict where the object has another `uid` or `resourceVersion` than the patch
+        says; of the status of custom resources the uid is not compared.
+        """
         query = {"fieldManager": field_manager, "force": "true" if kind == "apply" else ""}
         if kind == "apply":
             patch = {"apiVersion": res.api_version, "kind": res.kind, **patch}

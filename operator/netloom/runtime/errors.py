@@ -54,7 +54,8 @@ class NotFound(ApiError):
 
 
 class Conflict(ApiError):
-    """409: somebody wrote in between; read again, decide again."""
+    """409: somebody wrote in between; read again, decide again. So it is where the object is not the one that was meant
+    (by its uid), but a successor of its name; of patches the API server says that by 422."""
 
 
 class AlreadyExists(ApiError):
@@ -115,7 +116,9 @@ worked on asks for an hour, in which all would sleep, were it well after a minut
 def from_status(status: Status, where: str, retry_after: float | None = None) -> ApiError:
     """The exception for a metav1.Status, from an answer or from an ERROR event of a watch."""
     kind = _BY_STATUS.get(status.code, Unavailable if status.code >= 500 else ApiError)
-    if status.reason == "AlreadyExists":
+    if kind is Invalid and _is_of_another(status):
+        kind = Conflict
+    elif status.reason == "AlreadyExists":
         kind = AlreadyExists
     elif status.reason == "Expired":
         kind = Gone
@@ -125,6 +128,14 @@ def from_status(status: Status, where: str, retry_after: float | None = None) ->
     if retry_after is not None:
         retry_after = min(retry_after, MOST_SECONDS)
     return kind(status.code, status.reason, f"{where}: {status.message}", retry_after, status.details)
+
+
+def _is_of_another(status: Status) -> bool:
+    """Whether a patch is refused for the uid in it: what it was meant for was deleted, and another has its name."""
+    causes = (status.details or {}).get("causes")
+    return isinstance(causes, list) and any(
+        isinstance(each, dict) and each.get("field") == "metadata.uid" for each in causes
+    )
 
 
 def from_answer(

@@ -34,9 +34,12 @@ Object = dict[str, Any]
 class Refusal(Exception):
     """An answer that is a metav1.Status."""
 
-    def __init__(self, code: int, reason: str, message: str = "") -> None:
+    def __init__(self, code: int, reason: str, message: str = "", *fields: str) -> None:
         self.code = code
         self.body = status(code, reason, message or reason)
+        if fields:
+            causes = [{"reason": "FieldValueInvalid", "message": message, "field": each} for each in fields]
+            self.body["details"] = {"causes": causes}
 
 
 def status(code: int, reason: str, message: str) -> Object:
@@ -234,7 +237,10 @@ class ScriptedApi:
         return self.put(call.collection, call.body)
 
     def _patch(self, call: Call) -> Object:
-        return self.put(call.collection, _merged(self._get(call), call.body))
+        held = self._get(call)
+        if call.body.get("metadata", {}).get("uid", held["metadata"]["uid"]) != held["metadata"]["uid"]:
+            raise Refusal(422, "Invalid", "field is immutable", "metadata.uid")
+        return self.put(call.collection, _merged(held, call.body))
 
     def _delete(self, call: Call) -> Object:
         self._check(call, self._get(call), (call.body or {}).get("preconditions") or {})

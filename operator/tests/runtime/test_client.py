@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from aiohttp import web
@@ -67,6 +68,27 @@ async def test_an_object_is_created_read_replaced_and_deleted(server: ScriptedAp
     await api.delete(LEASES, "leader", namespace="kube-system", uid=made.metadata.uid)
     with pytest.raises(NotFound):
         await api.get(LEASES, "leader", "kube-system")
+
+
+@pytest.mark.parametrize("kind", ["merge", "apply"])
+async def test_a_patch_of_a_predecessor_is_a_conflict(server: ScriptedApi, api: Api, kind: Literal["merge", "apply"]):
+    """The API server finds the uid immutable: to who writes, the object is another one now, as elsewhere."""
+    made = await api.create(NODES, Node(metadata=ObjectMeta(name="a")))
+    server.drop("/api/v1/nodes", "a")
+    await api.create(NODES, Node(metadata=ObjectMeta(name="a")))
+    patch = {"metadata": {"name": "a", "uid": made.metadata.uid, "labels": {"x": "y"}}}
+    with pytest.raises(Conflict) as caught:
+        await api.patch(NODES, "a", patch, kind=kind, field_manager="me")
+    assert caught.value.status == 422
+    assert not (await api.get(NODES, "a")).metadata.labels
+
+
+@pytest.mark.parametrize(
+    "causes", [None, "nonsense", [], ["metadata.uid"], [{"field": "spec.podCIDR"}], [{"field": "metadata"}]]
+)
+def test_any_other_refusal_of_what_an_object_says_is_none(causes: object):
+    refusal = errors.Status(code=422, reason="Invalid", details={"causes": causes})
+    assert type(errors.from_status(refusal, "PATCH /x")) is Invalid
 
 
 async def test_a_replacement_must_name_what_it_replaces(server: ScriptedApi, api: Api):

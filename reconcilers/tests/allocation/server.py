@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from netloom.cidr import Cidr
-from netloom.runtime.errors import AlreadyExists, Conflict, Invalid, NotFound
+from netloom.runtime.errors import AlreadyExists, Conflict, Invalid, NotFound, Status, from_status
 
 Json = dict[str, Any]
 
@@ -126,7 +126,8 @@ class ModelServer:
         if "resourceVersion" in differ:
             raise Conflict(409, "Conflict", f"{request}: the object has been modified")
         if differ and request.subresource != "status":  # there, all metadata of a patch is passed over
-            raise Invalid(422, "Invalid", f"{request}: metadata.uid: field is immutable")
+            refusal = Status(code=422, reason="Invalid", details={"causes": [{"field": "metadata.uid"}]})
+            raise from_status(refusal, f"{request}: metadata.uid: field is immutable")
         new = _copy(old)
         if request.subresource == "status":
             change = {"status": request.body.get("status", {})}
