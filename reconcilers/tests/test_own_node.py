@@ -248,6 +248,14 @@ async def test_what_could_not_be_written_is_written_when_there_is_room(host: Hos
     assert await host.cidrs(own("10.9.0.0/24")) == ["10.9.0.0/24", "10.1.0.0/24"]
 
 
+async def test_where_there_is_no_room_nothing_is_left_beside_the_record(host: Host) -> None:
+    begun = host.record.with_suffix(".new")
+    begun.parent.mkdir(parents=True, exist_ok=True)
+    begun.symlink_to("/dev/full")
+    assert await host.own.look(own("10.1.0.0/24")) == host.own.look_seconds
+    assert list(begun.parent.iterdir()) == []
+
+
 async def test_a_plan_looks_and_writes_nothing(host: Host) -> None:
     await host.own.look(own("10.1.0.0/24"), write=False)
     assert not host.record.exists()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from netloom.kernel.replaced_file import replace_file
+
 ROOT = Path(os.environ.get("NETLOOM_PROC_SYS", "/proc/sys"))
 """A container's own /proc/sys cannot be written to, unless it may do everything; the machine's is mounted elsewhere."""
 
@@ -201,11 +203,8 @@ class SysctlRecord:
             self._store({**record, name: wanted})
 
     def _store(self, record: dict[str, tuple[str, str]]) -> None:
-        fresh = self._path.with_suffix(".new")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            fresh.write_bytes(msgspec.json.encode(record))
-            fresh.replace(self._path)
+            replace_file(self._path, msgspec.json.encode(record))
         except OSError as error:
             why = f"{self._path}, which remembers what `cleanup` puts back, cannot be written: {error.strerror}"
             raise OSError(error.errno, f"{why}. Make room there, or name another directory by --run-dir") from error

@@ -174,6 +174,7 @@ def test_what_cannot_be_remembered_is_not_set_and_the_file_is_named(switches: Pa
         SysctlRecord(path).set(Sysctl("net/a", "1"))
     assert raised.value.errno == errno.ENOSPC
     assert (switches / "a").read_text() == "0\n"
+    assert not path.with_suffix(".new").is_symlink(), "what was begun is gone"
 
 
 def test_a_switch_of_our_own_device_is_not_remembered(switches: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from netloom.kernel.prefilter import maps
+from netloom.kernel.replaced_file import replace_file
 
 PYTHON = Path("/usr/bin/python3")
 """Debian's bcc is for the system's interpreter."""
@@ -59,10 +60,7 @@ def instructions(cache: Path, *, folder: Path | None = None, python: Path | None
             return msgspec.json.decode((place / name).read_bytes(), type=Compiled)
     compiled = compile_now(folder, python or PYTHON)
     with suppress(OSError):  # it can do without: the next start compiles again
-        cache.mkdir(parents=True, exist_ok=True)
-        staged = cache / f"{name}.new"
-        staged.write_bytes(msgspec.json.encode(compiled))
-        staged.replace(cache / name)
+        replace_file(cache / name, msgspec.json.encode(compiled))
     return compiled
 
 

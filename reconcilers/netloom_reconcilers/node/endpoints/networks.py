@@ -13,6 +13,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from netloom.kernel.replaced_file import replace_file
+
 log = structlog.get_logger(__name__)
 
 NETWORK = "netloom"
@@ -62,10 +64,7 @@ class Networks:
                 self._write(left)
 
     def _write(self, others: dict[str, str]) -> None:
-        fresh = self.path.with_name(f"{FILE}.new")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_bytes(msgspec.json.encode(others))
-        fresh.replace(self.path)
+        replace_file(self.path, msgspec.json.encode(others))
         self._others = others
 
 

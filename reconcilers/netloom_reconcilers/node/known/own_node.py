@@ -27,6 +27,7 @@ from netloom.api.v1alpha1 import Address, NetloomNode, NodeIPAM, PoolAllocation
 from netloom.cidr import Cidr
 from netloom.kernel.mesh.occupants import occupants
 from netloom.kernel.netlink.sockets import AnswerLost
+from netloom.kernel.replaced_file import replace_file
 from netloom_reconcilers.node.known.peers import contested_ip, internal_ip, prefixes_of
 
 log = structlog.get_logger(__name__)
@@ -191,10 +192,7 @@ class OwnNode:
             return
         told, self._unwritten = self._unwritten, True
         try:
-            self.record.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self.record.with_suffix(".new")
-            fresh.write_bytes(msgspec.json.encode(known))
-            fresh.replace(self.record)
+            replace_file(self.record, msgspec.json.encode(known))
             self._unwritten = False
         except OSError as error:
             if not told:
