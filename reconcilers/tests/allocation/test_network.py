@@ -385,6 +385,44 @@ def test_the_mode_in_force_is_obeyed_when_the_lock_was_cleared_by_hand(world: Wo
     assert metric("netloom_network_problems", reason="ModeLocked") == 1
 
 
+def list_ledgers(world: World, *names: str) -> None:
+    """What an administrator can do, in `status.ipam.ledgers`."""
+    change = {"status": {"ipam": {"ledgers": names}}}
+    world.server.execute(Request("patch", "netloomnetworks", "default", change, "status", "merge"))
+
+
+@pytest.mark.parametrize("name", ["made-up", "v4-10.0.0.0-24", "v4-10.0.0.1-16", "Not a name", ""])
+def test_a_listed_name_that_is_no_ledgers_keeps_nothing(empty: World, name: str) -> None:
+    """Nothing can be given of it. It went on being listed, and so the lock was never cleared, and no CIDR removed."""
+    empty.apply_network(ipv4PodCIDRList=["10.0.0.0/24", "10.1.0.0/24"], ipv4MaskSize=24)
+    empty.join("a")
+    empty.start()
+    empty.calm(10)
+    list_ledgers(empty, "v4-10.0.0.0-16", name)
+    empty.join("b")
+    empty.calm(10)
+    ipam = empty.network["status"]["ipam"]
+    assert ipam["ledgers"] == ["v4-10.0.0.0-16", "v4-10.1.0.0-16"]
+    assert ipam["ledgerRanges"] == ["10.0.0.0/16", "10.1.0.0/16"]
+    list_ledgers(empty, *ipam["ledgers"], name)
+    for node in "ab":
+        empty.leave(node)
+    empty.calm(10)
+    assert empty.mode_in_force == ""
+    assert empty.network["status"]["ipam"]["ledgers"] == []
+
+
+def test_a_listed_ledger_that_does_not_exist_is_closed_as_all_others(world: World) -> None:
+    world.join("a")
+    world.start()
+    world.calm(10)
+    list_ledgers(world, "v4-10.0.0.0-16", "v4-10.9.0.0-16")
+    world.leave("a")
+    world.calm(10)
+    assert world.mode_in_force == ""
+    assert world.server.all("netloomledgers")["v4-10.9.0.0-16"]["spec"].get("mode", "") == ""
+
+
 def test_a_node_made_anew_while_the_lock_was_lost_keeps_its_cidr(world: World) -> None:
     """In mode kubernetes, a Node that comes back with another CIDR gets that one; here it is not the mode in force."""
     world.join("a")

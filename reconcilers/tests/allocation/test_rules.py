@@ -16,7 +16,6 @@ from netloom.cidr import Cidr
 from netloom.ipam import ledger, marks
 from netloom.ipam.known_ledgers import KnownLedger
 from netloom.ipam.ledger import Entry, Mark
-from netloom.ipam.ledger_range import ledger_range_from_name
 from netloom.ipam.marks import Marks
 from netloom.ipam.plan import BatchPlan, Grant
 from netloom.runtime.store import Store
@@ -280,9 +279,9 @@ def no_preconditions(patch: pytest.MonkeyPatch) -> None:
 def closing_writes_nothing(patch: pytest.MonkeyPatch) -> None:
     close = LedgerWriter._close
 
-    async def broken(self: LedgerWriter, name: str, epoch: int) -> bool:
-        known = self._allocator.ledgers.of(ledger_range_from_name(name))
-        return True if known.version and not known.mode else await close(self, name, epoch)
+    async def broken(self: LedgerWriter, ledger_range: Cidr, epoch: int) -> bool:
+        known = self._allocator.ledgers.of(ledger_range)
+        return True if known.version and not known.mode else await close(self, ledger_range, epoch)
 
     patch.setattr(LedgerWriter, "_close", broken)
 

@@ -5,9 +5,8 @@ import asyncio
 import structlog
 
 from netloom.api.v1alpha1 import LEDGERS, ClusterPool
-from netloom.cidr import CidrError
+from netloom.cidr import Cidr
 from netloom.ipam.ledger import Ledger, encode
-from netloom.ipam.ledger_range import ledger_range_from_name
 from netloom.ipam.marks import REQUEST_SECONDS
 from netloom.ipam.plan import BatchPlan
 from netloom.runtime.errors import ApiError, Conflict
@@ -77,13 +76,8 @@ class LedgerWriter(Member):
         self._allocator.committed(plan, name, content, version)
         return None
 
-    async def _close(self, name: str, epoch: int) -> bool:
+    async def _close(self, ledger_range: Cidr, epoch: int) -> bool:
         """Closes a ledger by a write that really changes it, or creates it closed. False if it holds anything."""
-        try:
-            ledger_range = ledger_range_from_name(name)
-        except CidrError:
-            log.error("the NetloomNetwork lists a ledger that cannot exist", ledger=name)
-            return False
         known = self._allocator.ledgers.of(ledger_range)
         if known.entries or known.problem or known.stale:
             return False

@@ -28,7 +28,7 @@ from netloom.api.v1alpha1 import (
     ClusterPool,
     NetloomNetwork,
 )
-from netloom.cidr import CidrError
+from netloom.cidr import Cidr, CidrError
 from netloom.ipam.ledger import LedgerError, decode
 from netloom.ipam.ledger_range import cover, ledger_range_from_name
 from netloom.runtime.errors import Conflict, NotFound
@@ -112,16 +112,16 @@ class ModeLock(Member):
                 if await self._write(network, mode, {*status.ledgers, *listed}, max(status.epoch, epoch) + 1):
                     return
 
-    async def clear(self, close: Callable[[str, int], Awaitable[bool]]) -> bool:
-        """Clears the lock, if every ledger can be closed: `close(name, epoch)` says whether one was."""
+    async def clear(self, close: Callable[[Cidr, int], Awaitable[bool]]) -> bool:
+        """Clears the lock, if every ledger can be closed: `close(range, epoch)` says whether one was."""
         async with self._writing:
             network = await self._api.get(NETWORKS, NETWORK_NAME)
             self._networks.put(network)
             status = network.status.ipam
             if not status.mode:
                 return True
-            for name in status.ledgers:
-                if not await close(name, status.epoch):
+            for ledger_range in _ranges(status.ledgers).values():
+                if not await close(ledger_range, status.epoch):
                     return False
             if mode_named(status.mode).from_outside:
                 cleared = await self._none_begins(network)
@@ -211,7 +211,9 @@ class ModeLock(Member):
         self, network: NetloomNetwork, mode: str, ledgers: Collection[str], epoch: int, *, clearing: bool = False
     ) -> NetloomNetwork | None:
         """As written; None where somebody else wrote first: the next try sees the newer version."""
-        ipam: dict[str, object] = {"mode": mode, "ledgers": sorted(ledgers), "ledgerRanges": _ranges(ledgers)}
+        ranges = _ranges(ledgers)
+        covering = [str(cidr) for cidr in cover(ranges.values(), RANGES)]
+        ipam: dict[str, object] = {"mode": mode, "ledgers": sorted(ranges), "ledgerRanges": covering or None}
         ipam |= {"epoch": epoch, "clearing": clearing or None}
         if mode:
             return await self._write_status(network, ipam, finalizer=True)
@@ -255,9 +257,13 @@ class ModeLock(Member):
             self._networks.remove(NETWORK_NAME)
 
 
-def _ranges(ledgers: Collection[str]) -> list[str] | None:
-    """See `status.ipam.ledgerRanges`; None, which lets nothing be removed, where they cannot be told."""
-    try:
-        return [str(cidr) for cidr in cover([ledger_range_from_name(name) for name in ledgers], RANGES)] or None
-    except CidrError:
-        return None
+def _ranges(ledgers: Collection[str]) -> dict[str, Cidr]:
+    """By the names of these ledgers. A name that means no range is no ledger's, whoever wrote it there: nothing can be
+    entered in it, so it keeps neither the lock nor a cluster CIDR, and is not written again."""
+    found = {}
+    for name in ledgers:
+        try:
+            found[name] = ledger_range_from_name(name)
+        except CidrError as error:
+            log.warning("the NetloomNetwork lists a ledger that cannot exist, passed over", error=str(error))
+    return found
