@@ -7,15 +7,19 @@ import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec.structs import replace
 
 from netloom.kernel.keeper import retries
+from netloom.kernel.keeper.part import Attempt, Worker
+from netloom.kernel.keeper.retries import Retries
+from netloom.kernel.netlink.kernel_thread import KernelThread
 from netloom.kernel.netlink.sockets import CommandSocket, KernelRefusal
 from netloom.kernel.prefilter import bpf, compiler, tries
 from netloom.kernel.prefilter.compiler import Compiled
+from netloom.kernel.prefilter.filter_part import FilterPart
 from netloom.kernel.prefilter.keeper import PrefilterKeeper
 from netloom.kernel.prefilter.prefiltering import DeviceWish, Mode, Prefiltering
 from tests.kernel.meshes import running
@@ -300,3 +304,25 @@ async def test_a_driver_that_refused_is_asked_again_when_the_mtu_is_another(
     filtered.place.ip("link set eth0 mtu 1300")
     await eventually(lambda: keeper.report.in_sync)
     assert filtered.programs() == {"eth0": "native netloom_"}
+
+
+async def test_what_is_pending_can_be_counted_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks how things are does it beside the thread that works on the program."""
+    part = FilterPart(tmp_path / "pins", tmp_path / "cache", dict)
+    counts: list[int] = []
+
+    def impossible() -> None:
+        counts.append(len(list(begun)))
+        raise OSError(errno.EIO, "no")
+
+    monkeypatch.setattr(part, "_need_programs", impossible)
+    part.want(FIRST, Retries())
+    thread = KernelThread("netloom-test")
+    try:
+        for _ in range(2):
+            begun = part.pending()
+            await part.update(Worker(cast(CommandSocket, None), thread), Attempt())
+    finally:
+        await thread.close()
+    assert counts == [0, 2], "what was asked for stays as it was"
+    assert (part.count_pending(), part.error) == (2, "no")

@@ -2,20 +2,29 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import errno
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import cast
 
 import pytest
 from msgspec.structs import replace
 
 from netloom.cidr import Address, parse_address
+from netloom.kernel.keeper.part import Attempt, Worker
+from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.netlink.kernel_thread import KernelThread
+from netloom.kernel.netlink.sockets import CommandSocket, KernelRefusal
+from netloom.kernel.probe import part as probe_part
+from netloom.kernel.probe import tun
 from netloom.kernel.probe.examination import Evidence, Examination, ProbeTiming, Target
 from netloom.kernel.probe.keeper import Egress, ProbeKeeper
-from netloom.kernel.probe.part import DEVICE, ProbeNode
+from netloom.kernel.probe.part import DEVICE, ProbeDevice, ProbeFound, ProbeNode
 from netloom.kernel.probe.prober import Prober
 from tests.kernel.meshes import eventually, here, peer
 from tests.kernel.netns import Lab, Namespace
@@ -408,3 +417,28 @@ async def test_a_machine_without_tun_is_told(lab: Lab, monkeypatch: pytest.Monke
         assert report.in_sync
         assert "mount /dev/net/none into the agent's container" in keeper.device.lacking
         await keeper.close()
+
+
+async def test_what_is_pending_can_be_counted_at_any_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks how things are does it beside the thread that works on the device."""
+    begun: list[Iterator[Item]] = []
+
+    class Refusing:
+        def execute(self, messages: Sequence[bytes]) -> dict[int, KernelRefusal]:
+            begun.append(iter(part.pending()))
+            next(begun[-1], None)
+            return {0: KernelRefusal(errno.EPERM)}
+
+    monkeypatch.setattr(probe_part, "look", lambda commands: ProbeFound())
+    monkeypatch.setattr(tun, "open_tun", lambda name: os.open("/dev/null", os.O_RDONLY))
+    part = ProbeDevice()
+    part.want(ProbeNode((bytes([10, 1, 0, 255]), bytes([10, 1, 1, 255]))), Retries())
+    thread = KernelThread("netloom-test")
+    try:
+        outcome = await part.update(Worker(cast(CommandSocket, Refusing()), thread), Attempt())
+    finally:
+        part.close()
+        await thread.close()
+    assert [each.item[0] for each in outcome.refused] == ["link", "route", "route"]
+    assert [len(list(rest)) for rest in begun] == [0, 0, 1]
+    assert part.count_pending() == 3

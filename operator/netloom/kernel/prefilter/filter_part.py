@@ -51,7 +51,7 @@ class FilterPart(Part[Prefiltering]):
         self._wanted = Prefiltering()
         self._numbers: tuple[int, ...] = ()
         """By place of the wanted rules, the number of their set."""
-        self._undone: set[Item] = set()
+        self._undone: frozenset[Item] = frozenset()  # another one with each change: reports are made beside the thread
         self._doubted = True
         self._verify_at = 0.0
         self._drifted: list[Item] = []
@@ -64,7 +64,7 @@ class FilterPart(Part[Prefiltering]):
     @property
     def error(self) -> str:
         """Why the program or its entries are not as wanted, as a sentence."""
-        return next(iter(self._errors.values()), "")
+        return self._errors.get(PROGRAM) or self._errors.get(ENTRIES, "")
 
     @property
     def ours(self) -> set[int]:
@@ -154,7 +154,7 @@ class FilterPart(Part[Prefiltering]):
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Load the program, and make its entries those that are wanted."""
         if not self._wanted.devices:
-            self._undone.clear()
+            self._undone = frozenset()
             self._errors.clear()
             self.due = False
             return Outcome()
@@ -201,14 +201,14 @@ class FilterPart(Part[Prefiltering]):
 
     def _work(self, attempt: Attempt) -> Outcome:
         outcome = Outcome()
-        self._undone.clear()
+        self._undone = frozenset()
         for item, work in ((PROGRAM, self._need_programs), (ENTRIES, self._put)):
             # A program of another version that runs takes the entries as well.
             ready = self.ours and self._numbers and self._opened().has_maps
             if item in attempt.delayed or (item == ENTRIES and not ready):
-                self._undone.add(item)
+                self._undone |= {item}
             elif (refused := self._tried(item, work)) is not None:
-                self._undone.add(item)
+                self._undone |= {item}
                 outcome.refused.append(refused)
             else:
                 outcome.written.append((item[0], [item[1]]))

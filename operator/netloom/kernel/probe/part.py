@@ -79,7 +79,7 @@ class ProbeDevice(Part[ProbeNode]):
         self._node = ProbeNode()
         self._ifindex = 0
         self._expected = False
-        self._undone: set[Item] = set()
+        self._undone: frozenset[Item] = frozenset()  # another one with each change: reports are made beside the thread
 
     def want(self, desired: ProbeNode, retries: Retries) -> None:
         """Take over the addresses."""
@@ -140,7 +140,7 @@ class ProbeDevice(Part[ProbeNode]):
     def _work(self, commands: CommandSocket, attempt: Attempt) -> Outcome:
         done: list[Item] = []
         refused: list[RefusedEntry] = []
-        self._undone = set()
+        self._undone = frozenset()
         found = look(commands)
         if self._node.addresses and self.descriptor is None:
             self._open(done, there=found.link is not None)
@@ -199,7 +199,7 @@ class ProbeDevice(Part[ProbeNode]):
                     (sysctl.ROOT / name).write_text(value, encoding="ascii")
                     done.append(item)
             except OSError as error:
-                self._undone.add(item)
+                self._undone |= {item}
                 refused.append(RefusedEntry(item, f"cannot set {name} to {value}: {error}", error.errno or 0))
 
     def _do(
@@ -211,14 +211,14 @@ class ProbeDevice(Part[ProbeNode]):
         refused: list[RefusedEntry],
     ) -> None:
         if change.item in attempt.delayed or change.item in self._undone:
-            self._undone.add(change.item)
+            self._undone |= {change.item}
             return
         refusal = commands.execute([change.message]).get(0)
         if refusal is None:
             log.info("device changed", change=f"ip {change.text}")
             done.append(change.item)
         else:
-            self._undone.add(change.item)
+            self._undone |= {change.item}
             refused.append(RefusedEntry(change.item, f"`ip {change.text}`: {refusal}", refusal.errno))
 
 
