@@ -17,7 +17,7 @@ from netloom.ipam.address_stock import Supply
 from netloom.ipam.node_allocator import NodeAllocator, Owner
 from netloom_reconcilers.node.addresses import service as module
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Unwritable
-from netloom_reconcilers.node.addresses.server import AddressServer, SocketUnusable, bind, serve
+from netloom_reconcilers.node.addresses.server import AddressServer, ServedSocket, SocketUnusable, bind
 from netloom_reconcilers.node.addresses.service import LEAST_REST_SECONDS, REPLACED, UNREAD, AddressService, NoAddress
 
 V4: frozenset[Version] = frozenset({4})
@@ -425,7 +425,8 @@ async def test_a_socket_that_an_agent_listens_on_is_not_taken(tmp_path: Path) ->
     with pytest.raises(SocketUnusable, match="another agent listens there"):
         bind(path)
     server = AddressServer(begun(tmp_path, "10.0.0.0/29"), "n1")
-    task = asyncio.create_task(serve(server, path, said.append, again=0.01))
+    served = ServedSocket(server, path, lambda: said.append(served.fault), again=0.01)
+    task = asyncio.create_task(served.run())
     while not said:
         await asyncio.sleep(0.001)
     first.close()

@@ -266,11 +266,11 @@ async def test_what_it_says_when_something_is_wrong(world: World) -> None:
     feature = world.feature
     assert feature is not None
     assert feature.readiness() == Readiness(False, "NotReady", world.service.obstacle)
-    feature._told("cni.sock: another agent listens there.")
+    feature.socket._say("cni.sock: another agent listens there.")
     assert feature.errors() == ["cni.sock: another agent listens there."]
     assert feature.readiness() == Readiness(False, "NotListening", "cni.sock: another agent listens there.")
     assert world.changes == 1
-    feature._told("cni.sock: another agent listens there.")
+    feature.socket._say("cni.sock: another agent listens there.")
     assert world.changes == 1
 
 

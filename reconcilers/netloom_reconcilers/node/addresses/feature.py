@@ -32,7 +32,7 @@ from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Checkpoint
 from netloom_reconcilers.node.addresses.metrics import metrics_of
 from netloom_reconcilers.node.addresses.own import of_the_node
 from netloom_reconcilers.node.addresses.running import Pods
-from netloom_reconcilers.node.addresses.server import AddressServer, serve
+from netloom_reconcilers.node.addresses.server import AddressServer, ServedSocket
 from netloom_reconcilers.node.addresses.service import AddressService
 from netloom_reconcilers.node.addresses.supply import Provision, provision, versions_of
 from netloom_reconcilers.node.addresses.wire import SOCKET
@@ -62,7 +62,6 @@ class AddressesFeature(NodeFeature):
         self.controller = Controller(self.name, self.reconcile)
         self.allocator = NodeAllocator()
         state = context.state_dir or context.run_dir
-        self._socket: Path = context.socket or context.run_dir / SOCKET
         self._state = state
         self.service = AddressService(
             self.allocator, Checkpoint(state, context.node_name), self._versions_of, self._explain
@@ -71,13 +70,13 @@ class AddressesFeature(NodeFeature):
         self.service.missed = self._missed
         self.service.twin = context.twin
         context.addresses = self.service
+        path = context.socket or context.run_dir / SOCKET
+        self._socket = ServedSocket(AddressServer(self.service, context.node_name), path, context.changed)
         self._pools = context.pools
         self._provision: Provision | None = None
         self._provided: NodeIPAM | None = None
         """What the object held then."""
         self._kernel = SingleAddresses(frozenset(), {})
-        self._unheard = ""
-        """Why nobody can ask."""
         self._unseen = ""
         """Why it is not known whether all that runs is known."""
         self._found: CheckpointFound | None = None
@@ -106,7 +105,7 @@ class AddressesFeature(NodeFeature):
 
     def components(self) -> Mapping[str, Run]:
         """The reconciler, and the socket."""
-        found: dict[str, Run] = {self.name: self.controller.run, "address socket": self._serve}
+        found: dict[str, Run] = {self.name: self.controller.run, "address socket": self._socket.run}
         if self.outside is not None:
             found["single addresses"] = self.outside.controller.run
         return found
@@ -304,17 +303,9 @@ class AddressesFeature(NodeFeature):
 
     # ---------------------------------------------------------------------------------------------- what it says
 
-    async def _serve(self) -> None:
-        await serve(AddressServer(self.service, self.context.node_name), self._socket, self._told)
-
-    def _told(self, why: str) -> None:
-        if why != self._unheard:
-            self._unheard = why
-            self.context.changed()
-
     def errors(self) -> list[str]:
         """Why pods get no address, or one that they should not have; what is not as it should be."""
-        found = [each for each in (self.service.unwritable, self._unheard, self._unseen) if each]
+        found = [each for each in (self.service.unwritable, self._socket.fault, self._unseen) if each]
         if self._provision is not None:
             found += self._provision.problems
             found += telling.overlapping(self.context.node_name, self.allocator.stock.overlapping)
@@ -360,7 +351,7 @@ class AddressesFeature(NodeFeature):
                 "pools": pools,
                 "orphans": len(self.allocator.orphans()),
                 "obstacle": self.service.obstacle,
-                "socket": str(self._socket),
+                "socket": str(self._socket.path),
                 "checkpoint": str(self.service.checkpoint.path),
                 "checkpointLost": found.lost if found is not None else "",
             }
@@ -382,4 +373,4 @@ class AddressesFeature(NodeFeature):
         return await self.plan_cleanup(), remove_files(self._left())
 
     def _left(self) -> list[Path]:
-        return [*files(self._state), *([self._socket] if self._socket.exists() else [])]
+        return [*files(self._state), *([self._socket.path] if self._socket.path.exists() else [])]

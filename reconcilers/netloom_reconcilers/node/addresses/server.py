@@ -233,13 +233,28 @@ class Listening(Protocol):
         """Answers there meanwhile. Raises SocketUnusable."""
 
 
-async def serve(server: Listening, path: Path, told: Callable[[str], None], again: float = 5.0) -> None:
-    """For ever; where it cannot, `told` has the sentence, and it is tried again."""
-    while True:
-        try:
-            async with server.listening(path):
-                told("")
-                await asyncio.Event().wait()
-        except SocketUnusable as error:
-            told(str(error))
-            await asyncio.sleep(again)
+class ServedSocket:
+    """What answers, at its path. fault: why nobody can ask, as a sentence; `changed` is called when it is another."""
+
+    def __init__(self, server: Listening, path: Path, changed: Callable[[], object], again: float = 5.0) -> None:
+        self.path = path
+        self.fault = ""
+        self._server = server
+        self._changed = changed
+        self._again = again
+
+    async def run(self) -> None:
+        """For ever; where it cannot, it is tried again."""
+        while True:
+            try:
+                async with self._server.listening(self.path):
+                    self._say("")
+                    await asyncio.Event().wait()
+            except SocketUnusable as error:
+                self._say(str(error))
+                await asyncio.sleep(self._again)
+
+    def _say(self, fault: str) -> None:
+        if fault != self.fault:
+            self.fault = fault
+            self._changed()

@@ -23,7 +23,7 @@ from netloom.runtime.controller import Controller
 from netloom.runtime.manager import Run
 from netloom_reconcilers.conditions import Readiness
 from netloom_reconcilers.features.node import NodeContext, NodeFeature, remove_files
-from netloom_reconcilers.node.addresses.server import serve
+from netloom_reconcilers.node.addresses.server import ServedSocket
 from netloom_reconcilers.node.addresses.service import NoAddress
 from netloom_reconcilers.node.endpoints import deletions as written_down
 from netloom_reconcilers.node.endpoints.attachments import Attachments, endpoint_of
@@ -59,8 +59,6 @@ class EndpointsFeature(NodeFeature):
         self._options: CniOptions | None = context.cni
         self._kept = self._known = False
         """Whether what the allocator explains is kept; whether it is known who runs."""
-        self._unheard = ""
-        """Why nobody can ask."""
         self._was: tuple[bool, ...] = ()
         self._came = False
         """Whether pods may have come to the node as it is. It is not asked again for each pod: that takes a look at all
@@ -89,7 +87,7 @@ class EndpointsFeature(NodeFeature):
         self._commands = Commands(service, self.attachments, keeper.differences, self._obstacle, self._lack)
         self.deletions = Deletions(options.deletions, self._commands.make_up_for, context.changed)
         self._commands.deletions = self.deletions
-        self.server = CniServer(self._commands.handle)
+        self.socket = ServedSocket(CniServer(self._commands.handle), options.socket, context.changed)
         self.installer: Installer | None = None
         if options.install is not None:
             meeting = {"--run-dir, --cni-socket": options.socket, "--cni-deletions": options.deletions}
@@ -126,7 +124,7 @@ class EndpointsFeature(NodeFeature):
         found: dict[str, Run] = {
             self.name: self._begin,
             "pods' interfaces": self.keeper.run,
-            "cni socket": self._serve,
+            "cni socket": self.socket.run,
             "cni deletions": self.deletions.run,
         }
         if self.installer is not None:
@@ -158,15 +156,6 @@ class EndpointsFeature(NodeFeature):
             return None
         every = (*self.attachments.endpoints, *self.attachments.lost.values())
         return {address for endpoint in every for address in endpoint.addresses}
-
-    async def _serve(self) -> None:
-        assert self._options is not None
-        await serve(self.server, self._options.socket, self._told)
-
-    def _told(self, why: str) -> None:
-        if why != self._unheard:
-            self._unheard = why
-            self.context.changed()
 
     # ------------------------------------------------------------------------------------------------ what is kept
 
@@ -252,7 +241,7 @@ class EndpointsFeature(NodeFeature):
     @property
     def is_ready(self) -> bool:
         """Whether pods can be added."""
-        if self._unheard or self._obstacle() or self._lack():
+        if self.socket.fault or self._obstacle() or self._lack():
             return False
         try:
             self._service.check_giving()
@@ -296,7 +285,7 @@ class EndpointsFeature(NodeFeature):
             return ["pods are not wired: feature addresses of this agent is off, which gives them addresses."]
         assert self.keeper is not None
         report = self.keeper.report
-        found = [*filter(None, [self._unheard])]
+        found = [*filter(None, [self.socket.fault])]
         found += [f"interfaces of pods: {failure}" for failure in report.failures]
         found += [
             f"interface of a pod: {item}: somebody else keeps changing it; its repair is delayed"
@@ -319,8 +308,8 @@ class EndpointsFeature(NodeFeature):
         """Whether pods that are scheduled here get an interface."""
         if not self._serves:
             return None
-        if self._unheard:
-            return Readiness(False, "NotListening", self._unheard)
+        if self.socket.fault:
+            return Readiness(False, "NotListening", self.socket.fault)
         try:
             self._service.check_giving()
         except NoAddress as refusal:
