@@ -27,7 +27,7 @@ from netloom.api.v1alpha1 import (
     Routing,
 )
 from netloom.kernel.mesh.encapsulation import Encapsulation
-from netloom.kernel.mesh.keeper import Dataplane, Report
+from netloom.kernel.mesh.keeper import MeshKeeper, MeshReport
 from netloom.kernel.ownership import ENDPOINTS
 from netloom.kernel.senders.keeper import SendersKeeper
 from netloom.runtime.store import Store
@@ -51,7 +51,7 @@ class Agent:
         self.lag = 0.0
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
-        self.plane = Dataplane(run_directory=folder / name, resync_seconds=None, on_report=self._reported)
+        self.plane = MeshKeeper(run_directory=folder / name, resync_seconds=None, on_report=self._reported)
         context: Any = SimpleNamespace(
             node_name=name,
             networks=self.networks,
@@ -66,7 +66,7 @@ class Agent:
         self.senders = SendersFeature(context, SendersKeeper(resync_seconds=None))
         self.announcement = AnnouncementReconciler(name, self.nodes, server, lambda: self.tunnels.announcement)
 
-    def _reported(self, report: Report) -> None:
+    def _reported(self, report: MeshReport) -> None:
         self.tunnels.announce(report)
         self.announcement.changed()
 

@@ -13,7 +13,7 @@ from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.desired import Desired, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
-from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.mesh.keeper import MeshKeeper
 from netloom.kernel.surroundings.keeper import SurroundingsKeeper
 from netloom.kernel.surroundings.part import Surroundings
 from netloom_e2e.namespaces import run
@@ -84,7 +84,7 @@ async def test_200_native_peers_and_128_neighbours(far: Namespace, tmp_path: Pat
         for number in range(1, PEERS + 1)
         for name in [f"peer-{number}"]
     ]
-    plane = Dataplane(run_directory=tmp_path, resync_seconds=None)
+    plane = MeshKeeper(run_directory=tmp_path, resync_seconds=None)
     keeper = SurroundingsKeeper(run_directory=tmp_path, resync_seconds=None)
     around = {"own": (Cidr.parse("10.1.0.0/24"),), "peers": PEERS, "native": True}
     await plane.open()

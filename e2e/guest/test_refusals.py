@@ -12,7 +12,7 @@ from guest.conftest import Joined
 from guest.server import routing_of
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Encapsulation
-from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.mesh.keeper import MeshKeeper
 from netloom.kernel.ownership import ENDPOINTS
 from netloom_e2e.lab import Lab
 from tests.kernel.meshes import eventually, here, peer, running
@@ -34,7 +34,7 @@ def node(lab: Lab) -> Iterator[Namespace]:
 
 @contextlib.asynccontextmanager
 async def opened(folder: Path):  # type: ignore[no-untyped-def]
-    plane = Dataplane(run_directory=folder, resync_seconds=None)
+    plane = MeshKeeper(run_directory=folder, resync_seconds=None)
     await plane.open()
     try:
         yield plane

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.mesh.keeper import MeshKeeper
 from netloom.kernel.netlink.sockets import CommandSocket, KernelRefusal
 from netloom.runtime import log, loop
 from netloom_e2e import peers
@@ -34,7 +34,7 @@ async def measure(local: str, peer_count: int) -> dict[str, object]:
     """Seconds, CPU seconds, and what was written. Raises RuntimeError if something was refused."""
     with tempfile.TemporaryDirectory() as folder:
         commands = Timed()
-        plane = Dataplane(run_directory=Path(folder), resync_seconds=None, commands=lambda: commands)
+        plane = MeshKeeper(run_directory=Path(folder), resync_seconds=None, commands=lambda: commands)
         await plane.open()
         try:
             await plane.apply(peers.desired(local, 0))

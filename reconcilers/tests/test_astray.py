@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from netloom.cidr import parse_address
-from netloom.kernel.mesh.keeper import Report
+from netloom.kernel.mesh.keeper import MeshReport
 from netloom.kernel.mesh.underlay import Astray, Why
 from tests.test_tunnels import Setting
 
@@ -31,7 +31,7 @@ SENTENCES: dict[Why, str] = {
 def test_what_is_said(tmp_path: Path, why: Why) -> None:
     """An error where the way ends in this machine; what only another's object lacks is a warning."""
     tunnels = Setting(tmp_path).tunnels
-    report = Report(astray=(Astray("dev7", why, (parse_address("10.1.0.7"),), ("b",)),))
+    report = MeshReport(astray=(Astray("dev7", why, (parse_address("10.1.0.7"),), ("b",)),))
     errors, warnings = tunnels.errors(report), tunnels.warnings(report)
     said, other = (errors, warnings) if why in ("pod", "here") else (warnings, errors)
     assert SENTENCES[why] in said
@@ -44,7 +44,7 @@ def test_many_are_counted(tmp_path: Path) -> None:
     (said,) = [
         sentence
         for sentence in Setting(tmp_path).tunnels.errors(
-            Report(astray=(Astray("cni0", "pod", addresses, tuple(names)),))
+            MeshReport(astray=(Astray("cni0", "pod", addresses, tuple(names)),))
         )
         if "n1" in sentence
     ]

@@ -26,7 +26,7 @@ from netloom.api.v1alpha1 import (
     NodeIPAM,
 )
 from netloom.kernel.masquerade.keeper import MasqueradeKeeper, MasqueradeReport
-from netloom.kernel.mesh.keeper import Dataplane, Report
+from netloom.kernel.mesh.keeper import MeshKeeper, MeshReport
 from netloom.runtime.errors import Forbidden, NotFound, Unavailable
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.departures import (
@@ -113,7 +113,7 @@ class World:
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
         self.peers = Peers("node-1", self.nodes)
-        self.tunnels = TunnelsFeature(context("node-1", self.networks, self.peers), Dataplane(run_directory=tmp_path))
+        self.tunnels = TunnelsFeature(context("node-1", self.networks, self.peers), MeshKeeper(run_directory=tmp_path))
         self.masquerading = MasqueradeFeature(self.tunnels.context, MasqueradeKeeper())
         self.watch, self.server, self.part = Watch(), Server(range(1, count + 1)), Part()
         self.events: list[tuple[str, str]] = []
@@ -541,7 +541,7 @@ async def test_a_directory_that_is_emptied_takes_nobody_along_in_no_order(
 def test_both_reconcilers_say_nothing_of_a_held_peer(world: World) -> None:
     world.vanish(3)
     world.routed()
-    assert world.tunnels.errors(Report()) + world.masquerading.errors(MasqueradeReport()) == []
+    assert world.tunnels.errors(MeshReport()) + world.masquerading.errors(MasqueradeReport()) == []
 
 
 @given(

@@ -30,7 +30,7 @@ from netloom.api.v1alpha1 import (
 )
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import GENEVE, NO_ENCAPSULATION, VXLAN, Encapsulation
-from netloom.kernel.mesh.keeper import Report
+from netloom.kernel.mesh.keeper import MeshReport
 from netloom.runtime.store import Store
 from netloom_reconcilers.node import tunnels
 from netloom_reconcilers.node.mesh.announcement import AnnouncementReconciler
@@ -83,7 +83,7 @@ def test_a_way_is_kept_while_a_peer_sends_by_it_or_takes_nothing_else() -> None:
 
 
 class Kernel:
-    """In the place of a Dataplane: has every device that it is asked for and can make."""
+    """In the place of a MeshKeeper: has every device that it is asked for and can make."""
 
     nothing = Desired
 
@@ -120,14 +120,14 @@ class Kernel:
             else NO_ENCAPSULATION
         )
 
-    async def apply(self, desired: Desired) -> Report:
+    async def apply(self, desired: Desired) -> MeshReport:
         assert desired.node is not None
         self._ways = tuple(
             encapsulation for encapsulation in desired.node.encapsulations if encapsulation not in self._cannot
         )
         self._loose = self._loose or NO_ENCAPSULATION in self._ways
         self.peers = {name: peer.encapsulations for name, peer in desired.peers.items()}
-        return Report(tunnels=self.tunnels)
+        return MeshReport(tunnels=self.tunnels)
 
     async def received(self, encapsulation: Encapsulation) -> int:
         return self.traffic.get(encapsulation, 0)

@@ -19,7 +19,7 @@ from netloom.api.v1alpha1 import (
     PoolAllocation,
 )
 from netloom.cidr import Cidr, format_address
-from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.mesh.keeper import MeshKeeper
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.known.own_node import LOOK_SECONDS, RECORD, OwnNode
 from netloom_reconcilers.node.tunnels import TunnelsFeature
@@ -271,7 +271,7 @@ class Mesh:
         self.host = host
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
-        plane = Dataplane(run_directory=folder)
+        plane = MeshKeeper(run_directory=folder)
         self.tunnels = TunnelsFeature(context("node-1", self.networks, self.nodes, host.own), plane)
         self.networks.put(network())
 

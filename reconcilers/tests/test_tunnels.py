@@ -31,7 +31,7 @@ from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.desired import FurtherAddresses, MeshNode
 from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN, Encapsulation
 from netloom.kernel.mesh.holes import HoleRules
-from netloom.kernel.mesh.keeper import Dataplane, Report
+from netloom.kernel.mesh.keeper import MeshKeeper, MeshReport
 from netloom.kernel.mesh.peer_claims import AddressConflict
 from netloom.kernel.mesh.rivals import ForeignRoute, RivalRoute
 from netloom.kernel.mesh.withheld import WithheldRoute
@@ -65,7 +65,7 @@ class Setting:
     def __init__(self, tmp_path: Path) -> None:
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
-        self.tunnels = TunnelsFeature(context("node-1", self.networks, self.nodes), Dataplane(run_directory=tmp_path))
+        self.tunnels = TunnelsFeature(context("node-1", self.networks, self.nodes), MeshKeeper(run_directory=tmp_path))
 
     def names(self) -> list[str]:
         desired = self.tunnels.desired()
@@ -232,7 +232,7 @@ def test_a_tunnel_that_stands_now_concerns_only_peers_that_accept_another(
         tunnels, "peer_of", lambda node, local: (looked_at.append(node.metadata.name), peer_of(node, local))[1]
     )
     standing: list[Encapsulation] = []
-    monkeypatch.setattr(Dataplane, "tunnels", property(lambda _: tuple(standing)))
+    monkeypatch.setattr(MeshKeeper, "tunnels", property(lambda _: tuple(standing)))
     for there, which, by in (
         ([], ["node-2", "node-3", "node-4"], (VXLAN, GENEVE)),
         ([VXLAN], ["node-3"], (VXLAN,)),
@@ -269,7 +269,7 @@ def test_a_mistake_in_the_api_takes_nothing_away(setting: Setting, mistake: Call
 def test_all_that_is_wrong_is_said(setting: Setting) -> None:
     setting.nodes.put(node("node-3", "192.168.7.3", "junk"))
     setting.tunnels.desired()
-    report = Report(
+    report = MeshReport(
         failures=(Failure("route", "10.2.0.0/24", "EEXIST: File exists", "node-2"),),
         conflicts=(AddressConflict("10.9.0.0/24", "node-4", "node-5"),),
         contended=("route 10.6.0.0/24 of node-6",),
@@ -304,13 +304,13 @@ def test_all_that_is_wrong_is_said(setting: Setting) -> None:
 def test_what_is_wrong_with_one_node_is_no_fault_of_the_others(setting: Setting, odd: NetloomNode, words: str) -> None:
     setting.nodes.put(odd)
     assert setting.names() == ["node-2"]
-    (warning,) = setting.tunnels.warnings(Report())
+    (warning,) = setting.tunnels.warnings(MeshReport())
     assert warning.startswith("NetloomNode odd: spec.")
     assert words in warning
-    assert setting.tunnels.errors(Report()) == []
+    assert setting.tunnels.errors(MeshReport()) == []
     setting.nodes.remove("odd")
     assert setting.names() == ["node-2"]
-    assert setting.tunnels.warnings(Report()) == []
+    assert setting.tunnels.warnings(MeshReport()) == []
 
 
 @pytest.mark.parametrize("what", [("192.168.7.1", "10.3.0.0/24"), ("192.168.7.3", "10.1.0.0/25")])
@@ -319,12 +319,12 @@ def test_what_an_older_node_has_this_one_goes_without_and_says_so(setting: Setti
     setting.nodes.put(own)
     setting.nodes.put(node("older", *what, since="2026-01-01T00:00:00Z"))
     assert setting.names() == ["node-2"]
-    assert len(setting.tunnels.errors(Report())) == 1
-    assert setting.tunnels.warnings(Report()) == []
+    assert len(setting.tunnels.errors(MeshReport())) == 1
+    assert setting.tunnels.warnings(MeshReport()) == []
     setting.nodes.put(node("older", *what, since="2026-01-03T00:00:00Z"))
     assert setting.names() == ["node-2"]
-    assert setting.tunnels.errors(Report()) == []
-    assert len(setting.tunnels.warnings(Report())) == 1
+    assert setting.tunnels.errors(MeshReport()) == []
+    assert len(setting.tunnels.warnings(MeshReport())) == 1
 
 
 def test_an_own_address_that_no_device_has_is_an_error_of_this_node(setting: Setting) -> None:
@@ -337,8 +337,8 @@ def test_an_own_address_that_no_device_has_is_an_error_of_this_node(setting: Set
     assert desired.node is not None
     assert list(map(format_address, desired.node.claimed)) == ["192.168.7.1", "192.168.7.9", "fd00::9"]
     absent = parse_address("192.168.7.1"), parse_address("192.168.7.9")
-    assert setting.tunnels.errors(Report(absent=absent[1:])) == [], "nobody sends to it"
-    (error,) = setting.tunnels.errors(Report(absent=absent))
+    assert setting.tunnels.errors(MeshReport(absent=absent[1:])) == [], "nobody sends to it"
+    (error,) = setting.tunnels.errors(MeshReport(absent=absent))
     assert error.startswith(
         "NetloomNode node-1: spec.addresses: others send to 192.168.7.1, and no device of this machine has it"
     )
@@ -351,7 +351,7 @@ def test_a_node_without_an_ipv6_address_that_native_routes_need_says_so_itself(s
         "NetloomNode node-1: spec.addresses has no IPv6 address of type InternalIP, and native routes to its IPv6 pod "
         "CIDRs need one. Let the kubelet report it (--node-ip)."
     )
-    report = Report(unreachable={"node-2": (6,)})
+    report = MeshReport(unreachable={"node-2": (6,)})
     assert setting.tunnels.errors(report) == [own]
     (warning,) = setting.tunnels.warnings(report)
     assert "NetloomNode node-2: spec.addresses has no IPv6 address" in warning
@@ -362,11 +362,11 @@ def test_a_peer_that_lacks_an_ipv6_address_may_be_out_of_reach_all_the_same(sett
     setting.networks.put(network(mode="native", auto_direct_node_routes=True))
     setting.tunnels.desired()
     away = "NetloomNode node-2: spec.addresses has no address on a network of this node"
-    both = Report(unreachable={"node-2": (4, 6)})
+    both = MeshReport(unreachable={"node-2": (4, 6)})
     assert setting.tunnels.errors(both)[0].startswith(away)
     assert "has no IPv6 address" in setting.tunnels.warnings(both)[0]
     setting.nodes.put(node("node-2", "192.168.7.2", "10.2.0.0/24"))
-    (error, *_) = setting.tunnels.errors(Report(unreachable={"node-2": (4,)}))
+    (error, *_) = setting.tunnels.errors(MeshReport(unreachable={"node-2": (4,)}))
     assert error.startswith(away)
 
 
@@ -408,7 +408,7 @@ def test_a_cidr_that_is_withheld_is_an_error_of_this_node_and_names_the_way_out(
     setting.tunnels.desired()
     over = WithheldRoute("10.90.0.0/24", "node-2", "it lies in 10.90.0.0/16, a network of this node (eth0)")
     mine = WithheldRoute("10.90.1.0/24", "", "it holds 10.90.1.1, a gateway of this node")
-    assert setting.tunnels.errors(Report(withheld=(over,), misplaced=(mine,))) == [
+    assert setting.tunnels.errors(MeshReport(withheld=(over,), misplaced=(mine,))) == [
         "NetloomNode node-1: spec.ipam.podCIDRs 10.90.1.0/24 cannot be routed by nodes on the same network: it holds "
         "10.90.1.1, a gateway of this node. If that is due to a device which is left over (a bridge, a VPN), remove "
         "it. Else let pod CIDRs come from outside the networks of the machines, then drain node-1 and delete its Node, "
@@ -430,7 +430,10 @@ def test_routes_of_others_that_take_packets_to_pods_are_named(setting: Setting, 
     setting.networks.put(network(mode="native" if carried else "tunnel"))
     assert setting.tunnels.desired() is not None
     rivals = (rival("10.2.0.0/24", "10.2.0.0/24", whole=True), rival("10.2.0.7/32", "10.2.0.0/24", whole=False))
-    errors, warnings = setting.tunnels.errors(Report(rivals=rivals)), setting.tunnels.warnings(Report(rivals=rivals))
+    errors, warnings = (
+        setting.tunnels.errors(MeshReport(rivals=rivals)),
+        setting.tunnels.warnings(MeshReport(rivals=rivals)),
+    )
     whole = (
         "Route 10.2.0.0/24 via 192.168.7.9 proto 4: it comes before Netloom's own to 10.2.0.0/24, the pods of node-2, "
         "and is somebody else's: packets to these pods go where it leads. If nobody needs it: "
@@ -448,7 +451,7 @@ def test_routes_of_others_that_take_packets_to_pods_are_named(setting: Setting, 
 def test_of_very_many_some_are_named(setting: Setting) -> None:
     assert setting.tunnels.desired() is not None
     rivals = tuple(rival(f"10.2.0.{number}/32", "10.2.0.0/24", whole=False) for number in range(200))
-    warnings = setting.tunnels.warnings(Report(rivals=rivals))
+    warnings = setting.tunnels.warnings(MeshReport(rivals=rivals))
     assert len(warnings) == 11
     assert warnings[-1] == "190 more routes that others made take packets to pods of other nodes."
 
@@ -505,6 +508,6 @@ def test_of_blocks_of_pools_all_are_the_nodes_and_it_has_an_address_in_the_first
         "NetloomNode node-2: spec.ipam.pools.allocated[0].cidrs 10.2.0.0/28 overlaps a pod CIDR of this node"
     )
     over = WithheldRoute("10.2.0.16/28", "node-2", "it holds 10.2.0.17, a gateway of this node")
-    assert setting.tunnels.errors(Report(withheld=(over,)))[0].startswith(
+    assert setting.tunnels.errors(MeshReport(withheld=(over,)))[0].startswith(
         "NetloomNode node-2: spec.ipam.pools.allocated[0].cidrs 10.2.0.16/28 is not routed from here"
     )

@@ -20,7 +20,7 @@ from netloom.api.v1alpha1 import (
     Routing,
 )
 from netloom.kernel.mesh.encapsulation import VXLAN
-from netloom.kernel.mesh.keeper import Dataplane, Report
+from netloom.kernel.mesh.keeper import MeshKeeper, MeshReport
 from netloom.runtime.store import Store
 from netloom_reconcilers.node.mesh.encapsulations import Announcement
 from netloom_reconcilers.node.tunnels import TunnelsFeature
@@ -40,7 +40,7 @@ class Setting:
         self.reports = 0
         self.networks: Store[NetloomNetwork] = Store(NETWORKS)
         self.nodes: Store[NetloomNode] = Store(NETLOOM_NODES)
-        self.plane = Dataplane(
+        self.plane = MeshKeeper(
             run_directory=folder, resync_seconds=None, commands=self._make, on_report=lambda r: self._reported(r)
         )
         self.tunnels = TunnelsFeature(context("node-1", self.networks, self.nodes), self.plane)
@@ -56,7 +56,7 @@ class Setting:
         self.commands = FaultyCommands()
         return self.commands
 
-    def _reported(self, report: Report) -> None:
+    def _reported(self, report: MeshReport) -> None:
         self.reports += 1
         self.tunnels.announce(report)
 

@@ -8,7 +8,7 @@ import pytest
 from pytest_asyncio.plugin import LoopFactory
 
 from netloom.kernel.endpoints import kept_sockets
-from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.mesh.keeper import MeshKeeper
 from tests.kernel.netns import Lab, Namespace, prepare
 from tests.kernel.prefilters import Filtered, mounted_bpffs
 from tests.loops import BOTH, UVLOOP, pytest_collection_modifyitems
@@ -52,9 +52,9 @@ class Planes:
         self._run_directory = run_directory
         self._stack = stack
 
-    async def open(self, **options: object) -> Dataplane:
+    async def open(self, **options: object) -> MeshKeeper:
         """A data path without resyncs by time: what is repaired is repaired by events."""
-        plane = Dataplane(**{"run_directory": self._run_directory, "resync_seconds": None, **options})  # type: ignore[arg-type]
+        plane = MeshKeeper(**{"run_directory": self._run_directory, "resync_seconds": None, **options})  # type: ignore[arg-type]
         await plane.open()
         self._stack.push_async_callback(plane.close)
         return plane

@@ -19,7 +19,7 @@ from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.desired import Desired, MeshNode, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN, Encapsulation
-from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.mesh.keeper import MeshKeeper
 from tests.kernel.meshes import becomes, here
 from tests.kernel.netns import Lab, Namespace
 
@@ -145,7 +145,7 @@ class KernelMachine(RuleBasedStateMachine):
         self.apply()
 
     async def _open(self) -> None:
-        self.plane = Dataplane(run_directory=self.world.run_directory / "node", resync_seconds=None)
+        self.plane = MeshKeeper(run_directory=self.world.run_directory / "node", resync_seconds=None)
         await self.plane.open()
         self.task = asyncio.create_task(self.plane.run())
 
@@ -225,7 +225,7 @@ class KernelMachine(RuleBasedStateMachine):
     async def _fresh(self) -> str:
         with self.twin.entered():
             directory = self.world.run_directory / f"twin-{next(self.count)}"
-            plane = Dataplane(run_directory=directory, resync_seconds=None)
+            plane = MeshKeeper(run_directory=directory, resync_seconds=None)
             await plane.open()
         await plane.apply(Desired(self.desired.node, self.desired.peers.values()))
         state = state_of(self.twin)

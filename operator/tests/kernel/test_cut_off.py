@@ -10,7 +10,7 @@ from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh import reader
 from netloom.kernel.mesh.desired import Desired, FurtherAddresses, Peer
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
-from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.mesh.keeper import MeshKeeper
 from netloom.kernel.mesh.node_network import SeenNodeNetwork
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, mesh, peer, running
@@ -47,7 +47,7 @@ def routes(node: Namespace) -> set[str]:
     return {line.split()[0] for line in lines} - {"10.4.0.0/24", "fd00:4::/64"}
 
 
-def withheld(plane: Dataplane) -> dict[str, str]:
+def withheld(plane: MeshKeeper) -> dict[str, str]:
     return {each.cidr: each.why for each in plane.report.withheld}
 
 

@@ -12,7 +12,7 @@ from netloom.cidr import Cidr, Version
 from netloom.kernel.mesh import tunnel_device as device
 from netloom.kernel.mesh.desired import Desired, Peer
 from netloom.kernel.mesh.encapsulation import GENEVE, VXLAN
-from netloom.kernel.mesh.keeper import Report
+from netloom.kernel.mesh.keeper import MeshReport
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.rows import PeerRows
 from netloom.kernel.mesh.tunnel_device import DeviceStep
@@ -76,7 +76,7 @@ async def test_a_mesh_in_the_kernel_as_ip_shows_it(node: Namespace, planes: Plan
     plane = await planes.open()
     report = await plane.apply(mesh(2, 3))
     assert node.owned() == MESH_OF_THREE
-    assert report == Report(
+    assert report == MeshReport(
         peers=2,
         mtu=1450,
         mtu_source="eth0 has 1500, less 50 for the tunnel",

@@ -15,7 +15,7 @@ from netloom.kernel.forwarding.packets import RuleCondition, name_range
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN, Encapsulation
 from netloom.kernel.mesh.holes import HoleRules
-from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.mesh.keeper import MeshKeeper
 from netloom.kernel.mesh.occupants import occupants
 from netloom.kernel.netlink.sockets import CommandSocket
 from netloom.kernel.surroundings.local_pods import read_local_pods
@@ -145,7 +145,7 @@ def test_a_filter_that_lets_all_of_ours_in_may_let_a_pod_in() -> None:
 class Node:
     """One of two nodes in the mesh, with a pod."""
 
-    def __init__(self, place: Namespace, plane: Dataplane, keeper: EndpointsKeeper, own: Pod) -> None:
+    def __init__(self, place: Namespace, plane: MeshKeeper, keeper: EndpointsKeeper, own: Pod) -> None:
         self.place, self.plane, self.keeper, self.pod = place, plane, keeper, own
 
 
@@ -171,7 +171,7 @@ async def two(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Async
             )
             other = peer(3 - number, encapsulations=ways, underlay6=f"fd07::{3 - number}")
             keeper = await stack.enter_async_context(endpoints_of(place))
-            plane = Dataplane(run_directory=tmp_path / str(number), resync_seconds=None)
+            plane = MeshKeeper(run_directory=tmp_path / str(number), resync_seconds=None)
             await plane.open()
             stack.push_async_callback(plane.close)
             report = await plane.apply(Desired(own, [other]))

@@ -14,7 +14,7 @@ import pytest
 from netloom.kernel.keeper import retries
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
-from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.mesh.keeper import MeshKeeper
 from netloom.kernel.mesh.row_messages import encode_nexthops
 from tests.economy import first
 from tests.kernel.conftest import Planes
@@ -59,7 +59,7 @@ def foreign(node: Namespace) -> Namespace:
 class Story:
     """From BEFORE to `after()`, with a fault on the way; what the outcome has to be is taken from a run without."""
 
-    def __init__(self, node: Namespace, plane: Dataplane, commands: FaultyCommands, wanted: str) -> None:
+    def __init__(self, node: Namespace, plane: MeshKeeper, commands: FaultyCommands, wanted: str) -> None:
         self.node, self.plane, self.commands, self.wanted = node, plane, commands, wanted
 
     @classmethod

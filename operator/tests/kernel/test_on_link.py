@@ -14,12 +14,12 @@ from msgspec.structs import replace
 
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN, Encapsulation
-from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.mesh.keeper import MeshKeeper
 from tests.kernel.meshes import eventually, here, peer, running
 from tests.kernel.netns import Lab, Namespace
 
 HYBRID, NATIVE = (NO_ENCAPSULATION, VXLAN), (NO_ENCAPSULATION,)
-Start = Callable[..., Awaitable[list[Dataplane]]]
+Start = Callable[..., Awaitable[list[MeshKeeper]]]
 
 
 @pytest.fixture
@@ -48,10 +48,10 @@ def pods(lab: Lab, nodes: list[Namespace]) -> list[Namespace]:
 async def start(nodes: list[Namespace], tmp_path: Path) -> AsyncIterator[Start]:
     async with AsyncExitStack() as stack:
 
-        async def started(encapsulations: tuple[Encapsulation, ...], *, strict: bool = False) -> list[Dataplane]:
+        async def started(encapsulations: tuple[Encapsulation, ...], *, strict: bool = False) -> list[MeshKeeper]:
             planes = []
             for number, node in enumerate(nodes, 1):
-                plane = Dataplane(run_directory=tmp_path / str(number), resync_seconds=None)
+                plane = MeshKeeper(run_directory=tmp_path / str(number), resync_seconds=None)
                 own = here(
                     f"node-{number}",
                     f"192.168.7.{number}",
@@ -186,7 +186,7 @@ async def test_of_ipv6_likewise(lab: Lab, nodes: list[Namespace], tmp_path: Path
     lab.wire(node, "eth0", far, "eth0")
     node.ip("address add 192.168.7.1/24 dev eth0")
     node.ip("-6 address add fd07::1/128 dev eth0")
-    plane = Dataplane(run_directory=tmp_path / "run", resync_seconds=None)
+    plane = MeshKeeper(run_directory=tmp_path / "run", resync_seconds=None)
     with node.entered():
         await plane.open()
     to = replace(peer(2, "fd00:2::/64", encapsulations=HYBRID), underlay6=bytes.fromhex("fd07" + "0" * 27 + "2"))

@@ -18,7 +18,7 @@ from netloom.kernel.keeper.retries import Retries
 from netloom.kernel.masquerade.part import MasqueradeTable
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
-from netloom.kernel.mesh.keeper import Dataplane, Report
+from netloom.kernel.mesh.keeper import MeshKeeper, MeshReport
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MeshRows
@@ -296,8 +296,8 @@ async def test_what_happens_to_a_pods_device_walks_over_no_peers(
 
 async def test_the_end_of_a_fight_is_told(node: Namespace, planes: Planes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "QUIET_SECONDS", 1.0)
-    told: list[Report] = []
-    plane: Dataplane = await planes.open(on_report=told.append)
+    told: list[MeshReport] = []
+    plane: MeshKeeper = await planes.open(on_report=told.append)
     await plane.apply(mesh())
     async with running(plane):
         for _ in range(30):

@@ -9,12 +9,12 @@ from tests.kernel.netns import Namespace
 PROGRAM = """
 import asyncio, sys
 from pathlib import Path
-from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.mesh.keeper import MeshKeeper
 from netloom.kernel.errors import DataplaneError
 from tests.kernel.meshes import mesh
 
 async def main():
-    plane = Dataplane(run_directory=Path(sys.argv[2]))
+    plane = MeshKeeper(run_directory=Path(sys.argv[2]))
     await plane.open()
     try:
         if sys.argv[1] == "plan":

@@ -17,7 +17,7 @@ from netloom.kernel.keeper.part import Attempt, Worker
 from netloom.kernel.keeper.retries import Item, Retries
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
-from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.mesh.keeper import MeshKeeper
 from netloom.kernel.netlink.kernel_thread import KernelThread
 from netloom.kernel.netlink.sockets import CommandSocket, KernelRefusal
 from netloom.kernel.probe import part as probe_part
@@ -125,7 +125,7 @@ async def pair(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Asyn
             lab.wire(place, "eth0", switch, f"port{number}", *(f"address add {each}" for each in addresses))
             switch.ip(f"link set port{number} master bridge")
             with place.entered():
-                plane = Dataplane(run_directory=tmp_path / str(number), resync_seconds=None)
+                plane = MeshKeeper(run_directory=tmp_path / str(number), resync_seconds=None)
                 await plane.open()
                 stack.push_async_callback(plane.close)
                 name, address, cidrs = f"node-{number}", f"192.168.7.{number}", (f"10.{number}.0.0", f"fd00:{number}::")

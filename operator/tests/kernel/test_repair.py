@@ -11,7 +11,7 @@ import pytest
 from netloom.cidr import format_address, parse_address
 from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION
-from netloom.kernel.mesh.keeper import Report
+from netloom.kernel.mesh.keeper import MeshReport
 from tests.economy import spread
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
@@ -385,7 +385,7 @@ async def test_the_networks_that_devices_are_on_are_told_by_the_event(node: Name
     """Nothing is written for them; neither our own devices' are told, nor what each device makes for itself."""
     told: list[str] = []
 
-    def tell(report: Report) -> None:
+    def tell(report: MeshReport) -> None:
         told.append(" ".join(map(str, report.connected)))
 
     plane = await planes.open(on_report=tell)

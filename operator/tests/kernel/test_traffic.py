@@ -9,7 +9,7 @@ import pytest
 
 from netloom.cidr import Cidr
 from netloom.kernel.mesh.desired import Desired
-from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.mesh.keeper import MeshKeeper
 from netloom.kernel.surroundings.keeper import SurroundingsKeeper
 from netloom.kernel.surroundings.part import Surroundings
 from tests.kernel.meshes import eventually, here, peer, running
@@ -75,12 +75,12 @@ def view_of(number: int, members: tuple[int, ...] = NODES) -> Desired:
 
 
 @pytest.fixture
-async def planes(nodes: dict[int, Namespace], tmp_path: Path) -> AsyncIterator[dict[int, Dataplane]]:
+async def planes(nodes: dict[int, Namespace], tmp_path: Path) -> AsyncIterator[dict[int, MeshKeeper]]:
     """Every node has joined."""
     made = {}
     async with AsyncExitStack() as stack:
         for number, node in nodes.items():
-            plane = made[number] = Dataplane(run_directory=tmp_path / str(number), resync_seconds=None)
+            plane = made[number] = MeshKeeper(run_directory=tmp_path / str(number), resync_seconds=None)
             with node.entered():
                 await plane.open()
                 stack.push_async_callback(plane.close)
@@ -95,7 +95,7 @@ def address(number: int, family: int) -> str:
 
 @pytest.mark.parametrize("family", [4, 6])
 async def test_every_pod_reaches_every_pod_with_full_packets(
-    planes: dict[int, Dataplane], pods: dict[int, Namespace], family: int
+    planes: dict[int, MeshKeeper], pods: dict[int, Namespace], family: int
 ) -> None:
     for number, pod in pods.items():
         for other in NODES:
@@ -107,7 +107,7 @@ async def test_every_pod_reaches_every_pod_with_full_packets(
 
 @pytest.mark.parametrize("family", [4, 6])
 async def test_a_node_reaches_remote_pods_from_an_address_of_its_pod_cidr(
-    planes: dict[int, Dataplane], nodes: dict[int, Namespace], pods: dict[int, Namespace], family: int
+    planes: dict[int, MeshKeeper], nodes: dict[int, Namespace], pods: dict[int, Namespace], family: int
 ) -> None:
     route = nodes[1].ip(f"route get {address(2, family)}")
     assert f"src {'10.1.0.0' if family == 4 else 'fd00:1::'} " in route
@@ -116,7 +116,7 @@ async def test_a_node_reaches_remote_pods_from_an_address_of_its_pod_cidr(
 
 
 async def test_a_node_reaches_a_remote_pod_from_its_underlay_address(
-    planes: dict[int, Dataplane], nodes: dict[int, Namespace], pods: dict[int, Namespace]
+    planes: dict[int, MeshKeeper], nodes: dict[int, Namespace], pods: dict[int, Namespace]
 ) -> None:
     """Strict reverse path filtering on the pod's node must not drop it: host-network pods do this. Without it, the
     tunnel's device has none, whatever devices are made with."""
@@ -141,7 +141,7 @@ async def test_pods_of_hardened_nodes_get_through_and_stay_so(
     async with AsyncExitStack() as stack:
         keepers = {}
         for number, node in nodes.items():
-            plane = Dataplane(run_directory=tmp_path / str(number), resync_seconds=None)
+            plane = MeshKeeper(run_directory=tmp_path / str(number), resync_seconds=None)
             keeper = keepers[number] = SurroundingsKeeper(run_directory=tmp_path / str(number), resync_seconds=None)
             with node.entered():
                 for each in (plane, keeper):
@@ -161,7 +161,7 @@ async def test_pods_of_hardened_nodes_get_through_and_stay_so(
 
 
 async def test_jumbo_frames_work_by_themselves(
-    planes: dict[int, Dataplane], nodes: dict[int, Namespace], pods: dict[int, Namespace], switch: Namespace
+    planes: dict[int, MeshKeeper], nodes: dict[int, Namespace], pods: dict[int, Namespace], switch: Namespace
 ) -> None:
     async with AsyncExitStack() as stack:
         for plane in planes.values():
@@ -177,7 +177,7 @@ async def test_jumbo_frames_work_by_themselves(
 
 
 async def test_a_node_that_leaves_and_another_that_joins(
-    planes: dict[int, Dataplane], nodes: dict[int, Namespace], pods: dict[int, Namespace]
+    planes: dict[int, MeshKeeper], nodes: dict[int, Namespace], pods: dict[int, Namespace]
 ) -> None:
     for number in (1, 2):
         await planes[number].apply(view_of(number, (1, 2)))
@@ -190,7 +190,7 @@ async def test_a_node_that_leaves_and_another_that_joins(
 
 @pytest.mark.slow
 async def test_traffic_flows_on_while_the_agent_is_away_and_back(
-    planes: dict[int, Dataplane], nodes: dict[int, Namespace], pods: dict[int, Namespace], tmp_path: Path
+    planes: dict[int, MeshKeeper], nodes: dict[int, Namespace], pods: dict[int, Namespace], tmp_path: Path
 ) -> None:
     """A flow of pings that does not lose one, while node 1's data path is closed, opened and applied again."""
     flow = subprocess.Popen(
@@ -201,7 +201,7 @@ async def test_traffic_flows_on_while_the_agent_is_away_and_back(
     with flow:
         restarts = 0
         while flow.poll() is None:
-            plane = Dataplane(run_directory=tmp_path / "1", resync_seconds=None)
+            plane = MeshKeeper(run_directory=tmp_path / "1", resync_seconds=None)
             with nodes[1].entered():
                 await plane.open()
                 report = await plane.apply(view_of(1))

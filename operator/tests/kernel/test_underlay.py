@@ -9,7 +9,7 @@ from netloom.cidr import Cidr, parse_address
 from netloom.kernel.mac import mac_of
 from netloom.kernel.mesh.desired import MeshNode, Peer
 from netloom.kernel.mesh.fib import FibLookups, FibResult
-from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.mesh.keeper import MeshKeeper
 from netloom.kernel.mesh.rows import DirectRoute
 from netloom.kernel.mesh.tunnel_device import Interfaces
 from netloom.kernel.mesh.underlay import Astray, Underlay, merged_at, own_addresses_of_peers, underlay_of
@@ -83,7 +83,7 @@ async def test_a_pods_device_is_no_underlay_however_often_the_pod_is_replaced(
         assert restarted.report.mtu == 1450
 
 
-def _devices(plane: Dataplane) -> set[str]:
+def _devices(plane: MeshKeeper) -> set[str]:
     return {each.device for each in plane.report.astray}
 
 

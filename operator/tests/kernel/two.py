@@ -6,7 +6,7 @@ from pathlib import Path
 
 from netloom.cidr import Cidr
 from netloom.kernel.mesh.desired import Desired, Peer
-from netloom.kernel.mesh.keeper import Dataplane
+from netloom.kernel.mesh.keeper import MeshKeeper
 from tests.kernel.meshes import here, peer
 from tests.kernel.netns import Lab
 
@@ -37,10 +37,10 @@ class Two:
         self.there.ip("address add 192.168.7.2/24 dev eth0")
 
     @contextlib.asynccontextmanager
-    async def opened(self, number: int = 1, **options: object) -> AsyncIterator[Dataplane]:
+    async def opened(self, number: int = 1, **options: object) -> AsyncIterator[MeshKeeper]:
         """The node's data path. It is inside while it is opened."""
         with (self.here if number == 1 else self.there).entered():
-            plane = Dataplane(run_directory=self._run_directory / str(number), resync_seconds=None, **options)  # type: ignore[arg-type]
+            plane = MeshKeeper(run_directory=self._run_directory / str(number), resync_seconds=None, **options)  # type: ignore[arg-type]
             await plane.open()
         try:
             yield plane

@@ -19,7 +19,7 @@ from netloom.cidr.interval_set import outermost
 from netloom.kernel.keeper.report import PlannedChange
 from netloom.kernel.mesh.desired import Desired, MeshNode
 from netloom.kernel.mesh.encapsulation import Encapsulation
-from netloom.kernel.mesh.keeper import Dataplane, Report
+from netloom.kernel.mesh.keeper import MeshKeeper, MeshReport
 from netloom.kernel.mesh.withheld import WithheldRoute
 from netloom.runtime.manager import Run
 from netloom.runtime.metrics import counter, gauge
@@ -70,12 +70,12 @@ class TunnelsFeature(KernelFeature):
 
     name = "tunnels"
     keeper_runs_as = "dataplane"
-    keeper: Dataplane
+    keeper: MeshKeeper
     _desired: Desired
 
-    def __init__(self, context: NodeContext, keeper: Dataplane | None = None) -> None:
+    def __init__(self, context: NodeContext, keeper: MeshKeeper | None = None) -> None:
         run_dir, retain = context.run_dir, context.retain_unknown
-        keeper = keeper or Dataplane(run_directory=run_dir, on_report=self._reported, retain_unknown=retain)
+        keeper = keeper or MeshKeeper(run_directory=run_dir, on_report=self._reported, retain_unknown=retain)
         super().__init__(context, keeper)
         context.mesh = self
         self.announcement: Announcement | None = None
@@ -105,12 +105,12 @@ class TunnelsFeature(KernelFeature):
         """What this node lives by that has the address; empty if nothing has."""
         return self.keeper.lifeline_at(address)
 
-    def _reported(self, report: Report) -> None:
+    def _reported(self, report: MeshReport) -> None:
         self.announce(report)
         self._tell_withheld(report)
         self.context.changed()
 
-    def _tell_withheld(self, report: Report) -> None:
+    def _tell_withheld(self, report: MeshReport) -> None:
         """What is not routed is told once as an Event of this node, beside the condition."""
         own, events, before = self._said(), self.context.events, self._withheld
         self._withheld = frozenset(report.withheld)
@@ -290,7 +290,7 @@ class TunnelsFeature(KernelFeature):
         self._desired.node = msgspec.structs.replace(node, encapsulations=encapsulations)
         return min((each.since + LINGER_SECONDS - now for each in self._leaving.values()), default=None)
 
-    def announce(self, report: Report) -> None:
+    def announce(self, report: MeshReport) -> None:
         """Announce what is so, after every pass of the data path: a tunnel is accepted when its device is there, and
         an encapsulation sent by until every nexthop has been moved."""
         if self._desired.node is None or self.obstacle is not None:
@@ -311,7 +311,7 @@ class TunnelsFeature(KernelFeature):
             self.keeper.servers = await self._api_addresses.look_up()
         return await super().plan()
 
-    def _found_wrong(self, report: Report) -> list[str]:
+    def _found_wrong(self, report: MeshReport) -> list[str]:
         """What keeps the mesh from being whole though the kernel took all."""
         cut_off = [
             unreachable(name)
@@ -327,7 +327,7 @@ class TunnelsFeature(KernelFeature):
         taken, _ = rival_faults(report.rivals, carried=self._carried)
         return [*cut_off, *taken]
 
-    def warnings(self, report: Report | None = None) -> list[str]:
+    def warnings(self, report: MeshReport | None = None) -> list[str]:
         """What is wrong with other nodes, and what two of them both claim."""
         report = report or self.keeper.report
         nodes = [(name, self._nodes.get(name)) for name in report.unreachable]

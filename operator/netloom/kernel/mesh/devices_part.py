@@ -118,7 +118,7 @@ class MeshDevices(Part[Desired]):
 
     @property
     def sources(self) -> tuple[Address, ...]:
-        """See `Report`: also what routes name, which may be an address of a device that carries nothing."""
+        """See `MeshReport`: also what routes name, which may be an address of a device that carries nothing."""
         if self._node is None:
             return ()
         named = self._mesh.fib.sources(without=self.found.refused) - {self._node.local, *self._node.claimed}

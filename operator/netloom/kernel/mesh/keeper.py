@@ -37,7 +37,7 @@ RECORD = "sysctl.json"
 """Name of the record of switches in the run directory."""
 
 
-class Report(KeeperReport, frozen=True, kw_only=True):
+class MeshReport(KeeperReport, frozen=True, kw_only=True):
     """The state of the data path.
 
     mtu:      bytes, of pods; mtu_source says where it comes from. 0: not known.
@@ -85,7 +85,7 @@ class Report(KeeperReport, frozen=True, kw_only=True):
         return super().in_sync and not self.conflicts and not self.unreachable and not self.withheld
 
 
-class Dataplane(RestoringKeeper[Desired, Report]):
+class MeshKeeper(RestoringKeeper[Desired, MeshReport]):
     """See the module."""
 
     names = NAMES
@@ -165,7 +165,7 @@ class Dataplane(RestoringKeeper[Desired, Report]):
 
     @property
     def connected(self) -> tuple[Cidr, ...]:
-        """See `Report`."""
+        """See `MeshReport`."""
         return self._mesh.withheld.lifelines.networks
 
     def lifeline_at(self, address: Address) -> str:
@@ -179,10 +179,10 @@ class Dataplane(RestoringKeeper[Desired, Report]):
         return await self._connect().call(lambda commands: reader.received(commands, ifindex)) if ifindex else 0
 
     @property
-    def report(self) -> Report:
+    def report(self) -> MeshReport:
         """The state of things now."""
         found, strict = self._devices.found, self._mesh.device_state.strict
-        return Report(
+        return MeshReport(
             **self._basics(),
             peers=len(self._mesh.peers),
             mtu=found.mtu.bytes,
