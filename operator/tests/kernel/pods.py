@@ -30,6 +30,7 @@ class PodRoutes(Part[Pods]):
     state = ("dump", "routes to pods")
     groups = ("ipv4-route",)
     kinds = frozenset((RTM_NEWROUTE, RTM_DELROUTE))
+    due = True
 
     def __init__(self, node: Namespace, state: Item = state) -> None:
         self.state = state
@@ -37,7 +38,6 @@ class PodRoutes(Part[Pods]):
         self.at = float("inf")
         self.routes: Table[str, str] = Table()
         self.fail: Exception | None = None
-        self.due = True
         self.reads = 0
         self.commands: list[str] = []
         self._node = node

@@ -66,12 +66,12 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
     # ------------------------------------------------------------------------------------------------- one pass
 
     @property
-    def due(self) -> bool:  # type: ignore[override]
+    def due(self) -> bool:
         """All is to be read, or one end."""
         return self._resync_due or bool(self._look)
 
     @property
-    def retained(self) -> int:  # type: ignore[override]
+    def retained(self) -> int:
         """Host ends that no endpoint explains."""
         return self.count_retained()
 

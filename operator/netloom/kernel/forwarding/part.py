@@ -40,9 +40,10 @@ class ForwardPart(Part[ForwardingState]):
     owns = FORWARD
     programs: ClassVar[Mapping[str, str]]
 
+    due = True
+
     def __init__(self) -> None:
         self.reading = ForwardSeen()
-        self.due = True
         self._desired = ForwardingState()
         self._wanted = False
         self._whole = True

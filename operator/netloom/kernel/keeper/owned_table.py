@@ -59,7 +59,7 @@ class OwnedTable(Part[D], ABC):
         """An element came to the set of that name, or went."""
 
     @property
-    def due(self) -> bool:  # type: ignore[override]
+    def due(self) -> bool:
         """The table is to be read."""
         return self._resync_due or self._table_due
 

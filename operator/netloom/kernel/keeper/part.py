@@ -79,16 +79,22 @@ class Part(ABC, Generic[D]):
 
     state: by which the failure to read what is owned is known.
     groups, kinds: multicast groups (netlink.GROUPS) and message types of the events that it is told of.
-    due:   something is to be read, or to be tried, without waiting for an event.
-    retained: entries that an earlier life left, which nobody explains, and which are retained until `release_retained`.
     """
 
     owns: Ownership
     state: Item
     groups: tuple[str, ...]
     kinds: frozenset[int]
-    due: bool
-    retained: int = 0
+
+    @property
+    @abstractmethod
+    def due(self) -> bool:
+        """Something is to be read, or to be tried, without waiting for an event."""
+
+    @property
+    def retained(self) -> int:
+        """Entries that an earlier life left, which nobody explains, and which are retained until `release_retained`."""
+        return 0
 
     @abstractmethod
     def want(self, desired: D, retries: Retries) -> None:

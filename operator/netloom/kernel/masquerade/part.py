@@ -81,7 +81,7 @@ class MasqueradeTable(OwnedTable[Masquerading]):
         return bool(self.families)
 
     @property
-    def retained(self) -> int:  # type: ignore[override]
+    def retained(self) -> int:
         """Known CIDRs from an earlier life that no node explains, and that are retained."""
         return len(self.sets.known.get(UNKNOWN, ()))
 

@@ -71,7 +71,7 @@ class MeshDevices(Part[Desired]):
     # ------------------------------------------------------------------------------------------------- one pass
 
     @property
-    def due(self) -> bool:  # type: ignore[override]
+    def due(self) -> bool:
         """The devices are to be looked at: also when packets to peers leave by others than before."""
         return self._due or self._moved
 

@@ -30,6 +30,7 @@ class NodeNetworkPart(Part[bool]):
     owns = Ownership()
     state = ("dump", "the node's devices, addresses and routes")
     groups = ("link", "ipv4-addr", "ipv6-addr", "ipv4-route", "ipv6-route")
+    due = False
     kinds = frozenset(
         (
             *(wire.RTM_NEWLINK, wire.RTM_DELLINK, wire.RTM_NEWADDR, wire.RTM_DELADDR),
@@ -40,7 +41,6 @@ class NodeNetworkPart(Part[bool]):
     def __init__(self, changed: Callable[[], None]) -> None:
         self.known: NodeNetwork | None = None
         self.readings = 0
-        self.due = False
         self._changed = changed
         self._followed = False
         self._seen = SeenNodeNetwork()

@@ -132,7 +132,7 @@ class MeshRows(Part[Desired]):
         return self.mesh.peer_of(kind, key) if kind in self.mesh.tables else ""
 
     @property
-    def retained(self) -> int:  # type: ignore[override]
+    def retained(self) -> int:
         """Routes from an earlier life that no peer explains, and that are retained."""
         return len(self.mesh.routes.retained)
 
@@ -147,7 +147,7 @@ class MeshRows(Part[Desired]):
     # ------------------------------------------------------------------------------------------------- one pass
 
     @property
-    def due(self) -> bool:  # type: ignore[override]
+    def due(self) -> bool:
         """Rows are to be read, or the FIB to be asked."""
         around = self.node_network.due or self.node_network.fresh
         return bool(self._resync_due or around or self.mesh.fib.due or self.mesh.fib.changed)

@@ -31,11 +31,11 @@ class DevicesPart(Part[Prefiltering]):
     owns = PREFILTER
     state = ("dump", "devices and their XDP programs")
     groups = ("link",)
+    due = False
     kinds = frozenset((wire.RTM_NEWLINK, wire.RTM_DELLINK))
 
     def __init__(self) -> None:
         self.filter: FilterPart
-        self.due = False
         self._wishes: dict[str, DeviceWish] = {}
         self._links: dict[int, XdpLink] = {}
         self._names: dict[int, str] = {}

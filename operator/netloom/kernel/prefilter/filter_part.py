@@ -36,11 +36,11 @@ class FilterPart(Part[Prefiltering]):
     owns = PREFILTER
     state = ("dump", "the prefilter's maps")
     groups = ()
+    due = True
     kinds = frozenset()
 
     def __init__(self, folder: Path, cache: Path, running: Callable[[], Mapping[str, int] | None]) -> None:
         self.kernel: KernelFilter | None = None
-        self.due = True
         self.verifier = ""
         self._errors: dict[Item, str] = {}
         self.entries = {"v4": 0, "v6": 0}

@@ -69,13 +69,13 @@ class ProbeDevice(Part[ProbeNode]):
     owns = PROBE
     state = ("dump", "the probe's device")
     groups = ("link", "ipv4-addr", "ipv6-addr", "ipv4-netconf")
+    due = True
     kinds = frozenset((wire.RTM_NEWLINK, wire.RTM_DELLINK, wire.RTM_NEWADDR, wire.RTM_NEWNETCONF))
 
     def __init__(self) -> None:
         self.descriptor: int | None = None
         self.lacking = ""
         self.moved: Callable[[], None] = lambda: None
-        self.due = True
         self._node = ProbeNode()
         self._ifindex = 0
         self._expected = False

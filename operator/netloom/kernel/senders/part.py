@@ -121,7 +121,7 @@ class SendersTable(OwnedTable[Senders]):
         return Layout(desired.ports, desired.checked, lengths)
 
     @property
-    def retained(self) -> int:  # type: ignore[override]
+    def retained(self) -> int:
         """Pod CIDRs from an earlier life, or senders for them, that no node explains, and that are retained."""
         return max((len(each.retained) for each in self.differences.of.values()), default=0)
 

@@ -116,7 +116,7 @@ class SurroundingsPart(Part[Surroundings]):
         self._doubtful = True
 
     @property
-    def due(self) -> bool:  # type: ignore[override]
+    def due(self) -> bool:
         """Whether it is to be looked at."""
         return self._doubtful or time.monotonic() >= self._again_at
 
