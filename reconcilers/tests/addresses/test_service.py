@@ -18,7 +18,15 @@ from netloom.ipam.node_allocator import NodeAllocator, Owner
 from netloom_reconcilers.node.addresses import service as module
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, Unwritable
 from netloom_reconcilers.node.addresses.server import AddressServer, ServedSocket, SocketUnusable, bind
-from netloom_reconcilers.node.addresses.service import LEAST_REST_SECONDS, REPLACED, UNREAD, AddressService, NoAddress
+from netloom_reconcilers.node.addresses.service import (
+    LEAST_REST_SECONDS,
+    REPLACED,
+    TOLD_SECONDS,
+    UNREAD,
+    AddressService,
+    NoAddress,
+)
+from tests.runtime.virtual import on_both_loops, run
 
 V4: frozenset[Version] = frozenset({4})
 A, B, C = (Owner(f"default/{name}", name * 3) for name in "abc")
@@ -286,6 +294,63 @@ async def test_as_many_pods_as_a_kubelet_runs_are_replaced_again_and_again(
         for each in pods:
             await service.release(each)
     assert (service.failures, service.allocator.need("", service.clock())[4].resting) == ({}, 253)
+
+
+def timers() -> int:
+    """That the loop keeps, in virtual time."""
+    return len(asyncio.get_running_loop().timers())  # type: ignore[attr-defined]
+
+
+@on_both_loops
+def test_who_waits_for_what_rests_has_no_more_timers_for_each_look(loop: Callable[[], Any], tmp_path: Path) -> None:
+    """Of a drained node's pods that come again, and each of which makes the service look at all who wait."""
+
+    async def scene() -> None:
+        service = begun(tmp_path, "10.0.0.0/28")
+        service.clock = asyncio.get_running_loop().time
+        before = [Owner(f"default/{number}", "before") for number in range(13)]
+        for each in before:
+            await ask(service, each)
+        for each in before:
+            await service.release(each)
+        pods = [Owner(f"default/{number}", "after") for number in range(40)]
+        tasks = [await waits(service, each, wait=1000) for each in pods]
+        await asyncio.sleep(0.1)
+        assert timers() == 2 * len(pods) + 1, "until it is pressed, and until it gives up; and one of the service"
+        await asyncio.gather(*tasks[:13])
+        assert asyncio.get_running_loop().time() == pytest.approx(LEAST_REST_SECONDS, abs=0.1)
+        assert timers() == 27, "until each of the others gives up: nothing rests"
+        for each in pods[:13]:
+            await service.release(each)
+        assert timers() == 28
+        await asyncio.gather(*tasks[13:26])
+        for task in tasks[26:]:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert timers() == 0
+
+    run(scene(), loop)
+
+
+@on_both_loops
+def test_failures_are_told_until_nobody_asks_by_one_timer(loop: Callable[[], Any], tmp_path: Path) -> None:
+    async def scene() -> None:
+        clock = asyncio.get_running_loop().time
+        service, told = begun(tmp_path), asyncio.Event()
+        service.clock = clock
+        for pool in ("", "web") * 10:
+            with pytest.raises(NoAddress):
+                await ask(service, A, pool=pool, wait=1)
+        assert timers() == 1
+        for left in (1, 0):
+            ends = min(at for at, _ in service.failed.values()) + TOLD_SECONDS
+            service.changed = told.set
+            await told.wait()
+            told.clear()
+            assert (clock(), len(service.failed)) == (pytest.approx(ends, abs=0.01), left)
+        assert timers() == 0
+
+    run(scene(), loop)
 
 
 async def test_what_was_freed_just_now_is_given_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from netloom.ipam.address_stock import NO_POOL, Supply
 from netloom.ipam.node_allocator import NodeAllocator, Owner, OwnerHolding, Shortage
 from netloom.runtime.clock import boottime
 from netloom.runtime.metrics import REGISTRY
+from netloom.runtime.waking import Alarm
 from netloom_reconcilers.node.addresses.checkpoint import Checkpoint, CheckpointFound, InUse, Unwritable
 from netloom_reconcilers.node.addresses.wire import WAIT_SECONDS
 
@@ -129,6 +130,8 @@ class AddressService:
         self._writes: list[asyncio.Future[None]] = []
         self._writing: asyncio.Handle | None = None
         self._serving: asyncio.Handle | None = None
+        self._rested = Alarm(self._serve_soon)
+        self._told = Alarm(self._forget_failures)
         self.allocator.on_change = self._changed
         self.checkpoint.records = lambda: self.allocator.records(self.clock())
 
@@ -257,7 +260,7 @@ class AddressService:
     async def _wait(self, waiter: _WaitingCall, wait: float) -> None:
         self._waiters.append(waiter)
         self._look_when_rested(waiter.shortage)
-        asyncio.get_running_loop().call_later(PRESSED_SECONDS + TIMER_SECONDS, self._serve_soon)
+        pressed = asyncio.get_running_loop().call_later(PRESSED_SECONDS + TIMER_SECONDS, self._serve_soon)
         try:
             async with asyncio.timeout(wait):
                 await waiter.served
@@ -265,13 +268,14 @@ class AddressService:
             self._note_failure(waiter.versions, waiter.shortage)
             raise NoAddress("AddressesExhausted", self.explain(waiter.owner, waiter.shortage)) from None
         finally:
+            pressed.cancel()
             self._waiters.remove(waiter)
 
     def _note_failure(self, families: frozenset[Version], short: Shortage) -> None:
         key = short.pool, families or self.versions_of(short.pool)
         self.failed[key] = self.clock(), self.explain(None, short)
         self.changed()
-        asyncio.get_running_loop().call_later(TOLD_SECONDS + TIMER_SECONDS, self._forget_failures)
+        self._told.set(TOLD_SECONDS)
 
     def _note_success(self, pools: Collection[str], families: frozenset[Version]) -> None:
         ended = [key for key in self.failed if key[0] in pools and key[1] == families]
@@ -286,11 +290,14 @@ class AddressService:
         for key in [key for key, (at, _) in self.failed.items() if at + TOLD_SECONDS <= now]:
             del self.failed[key]
             self.changed()
+        if self.failed:
+            self._told.set(min(at for at, _ in self.failed.values()) + TOLD_SECONDS - now)
 
     def _look_when_rested(self, shortage: Shortage) -> None:
+        """Whoever waits is looked at then, and sets it again: with an alarm for each who waits, at each look, there
+        were 39,000 after 900 pods on a full node, and the agent was 50 MiB larger for half a minute."""
         if shortage.ready_at is not None:
-            seconds = max(0.001, shortage.ready_at - self.clock())
-            asyncio.get_running_loop().call_later(seconds, self._serve_soon)
+            self._rested.set(shortage.ready_at - self.clock())
 
     def _serve_soon(self) -> None:
         if self._waiters and self._serving is None:
