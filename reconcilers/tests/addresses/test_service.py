@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from netloom.api.problem import Problem
-from netloom.cidr import Cidr, Version, format_address
+from netloom.cidr import Cidr, Version, format_address, parse_address
 from netloom.ipam.address_stock import Supply
 from netloom.ipam.node_allocator import NodeAllocator, Owner
 from netloom_reconcilers.node.addresses import service as module
@@ -330,6 +330,32 @@ def test_who_waits_for_what_rests_has_no_more_timers_for_each_look(loop: Callabl
         assert timers() == 0
 
     run(scene(), loop)
+
+
+@pytest.mark.parametrize("pool", ["", "web"])
+async def test_of_those_who_wait_for_the_same_only_the_first_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pool: str
+) -> None:
+    """Else 110 pods on a full node were 12,000 looks for an address, and 0.2 s of CPU time."""
+    service = begun(tmp_path, "10.0.0.8/31", pool=pool, rest=0)
+    for each in (A, B):
+        await ask(service, each, pool=pool)
+    tasks = [await waits(service, Owner(f"default/{number}"), pool=pool) for number in range(40)]
+    real, tried = service.allocator.allocate, list[Owner]()
+    monkeypatch.setattr(
+        service.allocator, "allocate", lambda owner, *how, **more: (tried.append(owner), real(owner, *how, **more))[1]
+    )
+    await service.release(A)
+    assert await tasks[0] == "10.0.0.8"
+    await asyncio.sleep(0)
+    assert tried == [Owner("default/0"), Owner("default/1"), Owner("default/1")], (
+        "the last one as something has changed"
+    )
+    service.allocator.adopt(Owner("default/7"), [parse_address("10.9.9.9")])
+    assert await tasks[7] == "10.9.9.9", "who is seen to have some waits no longer"
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 @on_both_loops

@@ -306,22 +306,26 @@ class AddressService:
     def _serve(self) -> None:
         """First come, first served."""
         self._serving, now = None, self.clock()
-        in_vain: set[object] = set()
+        in_vain: dict[object, Shortage] = {}
+        meant_for_some = bool(self.allocator.stock.supply.singles)  # then others may go without
         for waiter in self._waiters:
             versions = waiter.versions or self.versions_of(waiter.pool)
             rest = self.allocator.rest_seconds
             if waiter.since + PRESSED_SECONDS <= now:
                 rest = min(rest, LEAST_REST_SECONDS)
             like = waiter.pool, versions, tuple(waiter.elsewhere.items()), rest
-            if waiter.served.done() or like in in_vain:
+            if waiter.served.done():
+                continue
+            if like in in_vain and self.allocator.holding(waiter.owner) is None:
+                waiter.shortage = in_vain[like]
                 continue
             got = self.allocator.allocate(
                 waiter.owner, waiter.pool, versions, now, waiter.elsewhere, uid=waiter.uid, rest=rest
             )
             if isinstance(got, Shortage):
                 waiter.shortage = got
-                if waiter.pool != NO_POOL:  # where single addresses are meant for some, others may go without
-                    in_vain.add(like)
+                if waiter.pool != NO_POOL or not meant_for_some:
+                    in_vain[like] = got
                 self._look_when_rested(got)
             else:
                 waiter.served.set_result(got)
