@@ -159,3 +159,17 @@ def test_it_is_written_anew_when_it_has_grown_much(tmp_path: Path) -> None:
     assert life.file.rewritten == 3, "once to begin with, and each half megabyte"
     assert life.file.path.stat().st_size < 2 * checkpoint.GROWS
     life.file.close()
+
+
+def test_it_does_not_grow_from_life_to_life(tmp_path: Path) -> None:
+    """As each is restarted before the file has grown by half a megabyte."""
+    for _ in range(12):
+        life = Life(tmp_path)
+        before = life.file.path.read_bytes() if life.file.path.exists() else b""
+        life.file.append([])
+        assert not before or life.file.path.read_bytes() == before, "a start without changes writes nothing"
+        life.known = [ONE]
+        for _ in range(4000):
+            life.file.append([ONE])
+        life.file.close()
+        assert life.file.path.stat().st_size < 2 * checkpoint.GROWS

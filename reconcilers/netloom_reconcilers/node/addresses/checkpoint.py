@@ -85,7 +85,7 @@ class Checkpoint:
             return found
         self._header = reading.header
         self._size, self._last = reading.size, reading.last
-        self._anew = self._size + max(GROWS, self._size)
+        self._anew = GROWS  # how much of it tells something is not known: lives that end early must not add up
         try:
             self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         except OSError as error:
@@ -93,9 +93,13 @@ class Checkpoint:
         return found
 
     def append(self, records: Sequence[Record]) -> None:
-        """They are written down, or none of them is. Raises Unwritable."""
+        """They are written down, or none of them is. Raises Unwritable.
+
+        For none it is not written anew where it need not be: when an agent begins, it does not know yet which blocks
+        the node holds, and would leave out what has rested there.
+        """
         try:
-            if self._size > self._anew or not self._is_ours():
+            if (records and self._size > self._anew) or not self._is_ours():
                 self._write_anew()  # which has them already
                 return
             if not records:
