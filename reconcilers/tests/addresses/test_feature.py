@@ -140,6 +140,18 @@ async def test_what_runs_and_is_not_written_down_is_entered_until_nothing_shows_
     assert held(made) == {"10.0.0.4": "default/known c"}
 
 
+async def test_records_of_an_earlier_life_are_not_kept_once_they_are_taken_in(world: World) -> None:
+    """Of a busy node that is 3 MiB, for the whole life of its agent."""
+    records = [Gave(f"default/{number}", "c", "eth0", "", (f"10.0.0.{number}",)) for number in range(2, 6)]
+    data, _ = whole(Header("n1", machine.boot(), "f"), records)
+    (world.folder / NAME).write_bytes(data)
+    made = world.feature("10.0.0.0/29")
+    await made.reconcile()
+    assert len(held(made)) == len(records)
+    assert made._found is not None
+    assert (made._found.cause, made._found.records) == ("whole", ())
+
+
 async def test_a_machine_gives_nothing_before_it_is_known_to_be_the_node(world: World) -> None:
     """It was set up anew with an old name, and the old one gives of the same CIDRs."""
     world.not_it = "Node n1 is another machine by what its kubelet says."

@@ -148,9 +148,10 @@ class AddressesFeature(NodeFeature):
 
     def _begin(self) -> bool:
         """Takes in what was written down; whether that could be done."""
-        self._found, self._found_at = self.service.begin(), time.monotonic()
-        if self._found is not None:
-            log.info("the checkpoint of addresses is read", records=len(self._found.records), why_not=self._found.lost)
+        found, self._found_at = self.service.begin(), time.monotonic()
+        if found is not None:
+            log.info("the checkpoint of addresses is read", records=len(found.records), why_not=found.lost)
+            self._found = replace(found, records=())  # thousands, which the allocator has taken in
         if self._damage() is not None:
             asyncio.get_running_loop().call_later(TOLD_SECONDS + 1, self.context.changed)
         return self._found is not None
