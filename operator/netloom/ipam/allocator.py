@@ -87,7 +87,7 @@ class Allocator:
 
     def plan(self, requests: Sequence[BlockRequest], releases: Sequence[Release], now: float) -> BatchPlan:
         """A batch. Every ledger in `edits` has to be committed (`committed`) or given up (`stale`) before the next."""
-        self.marks.begin()
+        self.marks.begin(now)
         plan = BatchPlan()
         for release in releases:
             self._release(plan, release, now)

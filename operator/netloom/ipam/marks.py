@@ -40,9 +40,16 @@ class Marks:
         self._sequence = 0
         self._requests: dict[tuple[str, Cidr], _Requests] = {}
 
-    def begin(self) -> None:
-        """One more batch of commits."""
+    def __len__(self) -> int:
+        """Nodes' blocks with requests under way, or perhaps still to be executed."""
+        return len(self._requests)
+
+    def begin(self, now: float) -> None:
+        """One more batch of commits. What was never answered, and is executed no more, is forgotten: its node may never
+        be asked about again."""
         self._sequence += 1
+        for key in [key for key, each in self._requests.items() if not each.grants and each.unanswered_until <= now]:
+            del self._requests[key]
 
     def marked(self, entry: Entry) -> Entry:
         """The entry with our mark of this batch."""

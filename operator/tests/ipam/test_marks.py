@@ -24,7 +24,7 @@ def tidied(marks: Marks, known: KnownLedger, now: float) -> dict[Cidr, Entry | N
 
 
 def own(marks: Marks) -> Entry:
-    marks.begin()
+    marks.begin(0.0)
     return marks.marked(Entry("a"))
 
 
@@ -32,7 +32,7 @@ def test_every_batch_has_a_mark_of_its_own_which_replaces_the_older_one() -> Non
     marks = Marks("me")
     first = own(marks)
     assert first.marks == (Mark("me", 1),)
-    marks.begin()
+    marks.begin(0.0)
     assert marks.marked(Entry("a", (*first.marks, STRANGER))).marks == (Mark("me", 2), STRANGER)
 
 
@@ -87,3 +87,29 @@ def test_marks_go_from_what_the_batch_makes_of_an_entry_and_not_from_one_that_it
     edits = {ONE: None}
     marks.tidy(known, edits, 1e6)
     assert edits == {ONE: None}
+
+
+def test_what_was_never_answered_is_not_remembered_of_all_nodes_that_ever_were() -> None:
+    marks = Marks("me")
+    for number in range(2_000):
+        now = 10.0 * number
+        marks.begin(now)
+        grant = marks.grant(f"node-{number}", "cluster-pool", CHOSEN, now)
+        marks.finish(grant, now)
+    known = known_at(now, Entry("node-1999", marks.marked(Entry("node-1999")).marks))
+    assert marks.wait(known, "node-1999", ONE, now) == QUARANTINE_SECONDS
+    assert len(marks) == QUARANTINE_SECONDS / 10.0
+    marks.begin(now + QUARANTINE_SECONDS)
+    assert len(marks) == 0
+    assert marks.wait(known, "node-1999", ONE, now + QUARANTINE_SECONDS) == 0.0
+
+
+def test_what_was_never_answered_is_remembered_while_the_node_may_be_written_again() -> None:
+    marks = Marks("me")
+    known = known_at(0.0, own(marks))
+    first, second = (marks.grant("a", "cluster-pool", CHOSEN, 0.0) for _ in range(2))
+    marks.finish(first, 1.0)
+    marks.begin(1000.0)
+    assert marks.wait(known, "a", ONE, 1000.0) == float("inf")
+    marks.finish(second, 1001.0)
+    assert marks.wait(known, "a", ONE, 1001.0) == QUARANTINE_SECONDS
