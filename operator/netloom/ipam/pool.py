@@ -2,10 +2,11 @@
 
 The next free block is found in amortised O(1): a cursor passes over each block once, and one that is freed behind it is
 queued. Blocks never used come first, then the one free for longest, so that a block rests before another node gets
-it and packets for its former holder have died out.
+it and packets for its former holder have died out. Once `RESTING` rest, the oldest of them comes before one never used:
+else nodes that come and go would walk through the whole pool, and every ledger range that they came through stays open.
 """
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +17,9 @@ from netloom.ipam.ledger_range import LEDGER_RANGE_LENGTH, MOST_ENTRIES
 
 Occupied = Callable[[Cidr], int | None]
 """The last address of what overlaps a block, None where it is free."""
+
+RESTING = 1024
+"""Blocks of one CIDR that came back and rest, while there are others: of more, the oldest is given again."""
 
 
 class Usage(NamedTuple):
@@ -62,9 +66,12 @@ class _Source:
         ledgers = 1 << max(0, LEDGER_RANGE_LENGTH[cidr.version] - cidr.length)
         self.given = min(self.total, ledgers * MOST_ENTRIES)
         self._cursor = 0
-        self._freed: deque[int] = deque()
+        self._freed: OrderedDict[int, None] = OrderedDict()
 
     def take(self, occupied: Occupied) -> Cidr | None:
+        return self._take_freed(occupied, RESTING) or self._take_new(occupied) or self._take_freed(occupied, 0)
+
+    def _take_new(self, occupied: Occupied) -> Cidr | None:
         while self._cursor < self.total:
             block = self._block(self._cursor)
             last = occupied(block)
@@ -72,8 +79,12 @@ class _Source:
                 self._cursor += 1
                 return block
             self._cursor = max(self._cursor + 1, self._index(last) + 1)
-        while self._freed:
-            block = self._block(self._freed.popleft())
+        return None
+
+    def _take_freed(self, occupied: Occupied, left: int) -> Cidr | None:
+        while len(self._freed) > left:
+            index, _ = self._freed.popitem(last=False)
+            block = self._block(index)
             if occupied(block) is None:
                 return block
         return None
@@ -85,7 +96,8 @@ class _Source:
         if cidr.length < self.mask:  # it covered many blocks: pass over them again
             self._cursor = min(self._cursor, first)
         elif first < self._cursor:
-            self._freed.append(first)
+            self._freed[first] = None
+            self._freed.move_to_end(first)
 
     def used(self, taken: IntervalSet) -> int:
         indexes: set[int] = set()

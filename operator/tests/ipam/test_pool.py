@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from netloom.cidr import Cidr
 from netloom.ipam.ledger_range import MOST_ENTRIES
-from netloom.ipam.pool import Exhausted, Pool, Usage
+from netloom.ipam.pool import RESTING, Exhausted, Pool, Usage
 
 
 class Taken:
@@ -125,3 +125,38 @@ def test_of_a_ledger_range_no_more_blocks_are_counted_than_its_ledger_takes() ->
     pool = Pool(4, [Cidr.parse("10.0.0.0/15")], 32)
     found = pool.usage([Cidr.parse("10.0.0.0/32")], [Cidr.parse("10.1.0.0/24")])
     assert found == [Usage(Cidr.parse("10.0.0.0/15"), 32, 2 * MOST_ENTRIES, 1, 256)]
+
+
+def test_nodes_that_come_and_go_do_not_walk_through_the_whole_pool() -> None:
+    """Of each ledger range, here as large as a block, that was ever given of, there is an object."""
+    blocks, given, there = pool(56, "fd00::/32"), set[Cidr](), list[Cidr]()
+    for _ in range(5 * RESTING):
+        found = blocks.take(lambda cidr: cidr.last if cidr in there else None)
+        assert isinstance(found, Cidr)
+        given.add(found)
+        there.append(found)
+        if len(there) > 3:
+            blocks.put_back(there.pop(0))
+    assert len(given) == RESTING + 4
+
+
+def test_a_block_rests_while_others_are_given_that_came_back_before() -> None:
+    blocks, taken = pool(56, "fd00::/32"), Taken()
+    first = [take(blocks, taken) for _ in range(RESTING + 2)]
+    taken.cidrs.clear()
+    for each in first:
+        blocks.put_back(Cidr.parse(each))
+    new = [take(blocks, taken) for _ in range(4)]
+    assert new[:2] == first[:2], "the oldest, as more rest than have to"
+    assert not {*new[2:]} & {*first}
+
+
+def test_what_is_said_to_be_free_again_and_again_is_looked_at_once() -> None:
+    blocks, taken = pool(24, "10.0.0.0/23"), Taken()
+    ours = [Cidr.parse(take(blocks, taken)) for _ in range(2)]
+    for _ in range(1_000):
+        blocks.put_back(Cidr.parse("10.0.0.7/32"))
+    before = taken.asked
+    assert isinstance(blocks.take(taken), Exhausted)
+    assert taken.asked == before + 1
+    assert len(ours) == 2

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from netloom.ipam.pool import RESTING
 from netloom.runtime.errors import Forbidden, Invalid
 from netloom_reconcilers.cluster.allocation.commit_queue import BatchPolicy
 from tests.allocation.server import Json, ModelServer, Request
@@ -45,6 +46,26 @@ def test_many_nodes_cost_hardly_more_than_one_write_each(empty: World) -> None:
     assert writes["create netloomnodes"] == 1000
     assert sum(writes.values()) <= 1025, writes
     assert writes["create netloomledgers"] == 4
+
+
+@pytest.mark.slow
+def test_nodes_of_ever_new_names_leave_no_ledger_each_behind(empty: World) -> None:
+    """A block is as large as a ledger range here: each range is an object, and a name in the network, for good."""
+    empty.apply_network(ipv6PodCIDRList=["fd00::/32"], ipv6MaskSize=56)
+    empty.start(BatchPolicy())
+    for wave in range(2 * RESTING // 50):
+        names = [f"n{wave}-{number}" for number in range(50)]
+        for name in names:
+            empty.join(name)
+        empty.calm(3)
+        assert empty.cidrs().keys() == {*names}
+        for name in names:
+            empty.leave(name)
+        empty.collect_garbage()
+        empty.calm(3)
+    ledgers = empty.server.all("netloomledgers")
+    assert len(ledgers) <= RESTING + 100
+    assert len(empty.network["status"]["ipam"]["ledgers"]) <= len(ledgers)
 
 
 class Denying(ModelServer):
