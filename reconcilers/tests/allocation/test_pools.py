@@ -1,7 +1,10 @@
 """Mode multi-pool: what nodes ask of NetloomIPPools, get, and give back."""
 
+from typing import Any
+
 import pytest
 
+from netloom.ipam import settings
 from netloom_reconcilers.cluster.allocation.waiting import LAG_SECONDS
 from tests.allocation.test_network import metric
 from tests.allocation.world import World
@@ -580,3 +583,36 @@ def test_a_newcomer_without_an_address_waits_whatever_pools_there_are(pools: Wor
     pools.calm(60)
     assert pools.server.all("netloomnodes") == {}
     assert "1 node (a): " in pools.condition("netloomnetworks", "default", "Ready")[2]
+
+
+def test_pools_that_come_together_are_looked_at_once(pools: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look is at all of them, and where anything is different, all nodes and pools are counted again."""
+    looks, read = list[int](), settings.read
+
+    def counted(*args: Any) -> settings.Settings:
+        found = read(*args)
+        looks.append(len(found.pools))
+        return found
+
+    monkeypatch.setattr(settings, "read", counted)
+    for number in range(100):
+        pools.apply_pool(f"of-before-{number}", f"10.2.{number}.0/24")
+    operator = pools.start()
+    pools.work(operator, 0.0)
+    assert len(looks) <= 4, "two when it starts, and one at each write of the network"
+    looks.clear()
+    for number in range(100):
+        pools.apply_pool(f"new-{number}", f"10.3.{number}.0/24")
+    pools.see_all()
+    assert looks == [202]
+
+
+def test_a_pool_that_comes_while_the_operator_ends_is_nobody_s_concern(pools: World) -> None:
+    operator = pools.start()
+    pools.calm(10)
+    pools.apply_pool("late", "10.3.0.0/24")
+    operator.see()
+    operator.loop.call_soon(operator.task.cancel)
+    operator.loop.settle()
+    assert operator.task.cancelled()
+    assert operator.loop.failures == []

@@ -1,5 +1,10 @@
-"""Follows the network, its pools and what is odd about nodes' addresses: by which rules blocks are given."""
+"""Follows the network, its pools and what is odd about nodes' addresses: by which rules blocks are given.
 
+Each look at the pools is a look at all of them, and a change has all be counted again. So those that come together, be
+it at the start, are looked at once, when what told of them has ended; a cache may be older than the settings are then.
+"""
+
+import asyncio
 from collections.abc import Iterator
 
 from netloom.api.core import Node
@@ -24,6 +29,8 @@ class AllocationConfiguration(Member):
         self.odd: dict[str, Problem] = {}
         """What is wrong with the addresses that Nodes report, by node; the first that is."""
         self.settings: Settings | None = None
+        self._coming: asyncio.Handle | None = None
+        """The next look at the pools."""
 
     @property
     def mode(self) -> str:
@@ -37,6 +44,7 @@ class AllocationConfiguration(Member):
             self._pools.subscribe(self._pool_changed),
             self._networks.subscribe(self._network_changed),
             self._nodes.subscribe(self._node_changed),
+            self._leave,
         ]
 
     def _network_changed(self, key: str, old: NetloomNetwork | None, new: NetloomNetwork | None) -> None:
@@ -56,8 +64,16 @@ class AllocationConfiguration(Member):
             self._publish(Changed.SETTINGS)
 
     def _pool_changed(self, key: str, old: NetloomIPPool | None, new: NetloomIPPool | None) -> None:
-        if old is None or new is None or pool_changed(old, new):
-            self._configure(self._networks.get(NETWORK_NAME))
+        if self._coming is None and (old is None or new is None or pool_changed(old, new)):
+            self._coming = asyncio.get_running_loop().call_soon(self._pools_changed)
+
+    def _pools_changed(self) -> None:
+        self._coming = None
+        self._configure(self._networks.get(NETWORK_NAME))
+
+    def _leave(self) -> None:
+        if self._coming is not None:
+            self._coming.cancel()
 
     def _node_changed(self, key: str, old: Node | None, new: Node | None) -> None:
         before = self.odd.pop(key, None)
