@@ -36,7 +36,8 @@ from netloom.runtime.queue import WorkQueue
 log = structlog.get_logger(__name__)
 
 MESSAGE_LIMIT = 1024
-"""Bytes of a message that events.k8s.io takes; core/v1 would take more, but both show the same objects."""
+"""Bytes of a message that events.k8s.io takes; core/v1 would take more, but both show the same objects. What follows in
+a longer one makes no other Event of it, and is not kept: a condition's has up to 32 KiB, thousands are remembered."""
 
 
 class EventLimits(msgspec.Struct, frozen=True):
@@ -90,6 +91,7 @@ class EventRecorder:
 
     def event(self, ref: ObjectReference, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         """Says something about an object. Returns at once; never raises for what the API server may think of it."""
+        message = message.encode()[:MESSAGE_LIMIT].decode(errors="ignore")
         about = f"{ref.kind}\0{ref.namespace}\0{ref.name}\0{ref.uid}"
         key = f"{about}\0{type_}\0{reason}\0{message}"
         said = self._said.get(key)
@@ -171,7 +173,7 @@ class EventRecorder:
             metadata=_metadata(ref),
             involved_object=ref,
             reason=reason,
-            message=message.encode()[:MESSAGE_LIMIT].decode(errors="ignore"),
+            message=message,
             type=type_,
             first_timestamp=self._now(),
             source=self._source,

@@ -209,3 +209,15 @@ async def test_long_messages_and_names_fit(server: ScriptedApi, recorder: Callab
     event = stored(server)[0]
     assert len(event["metadata"]["name"]) <= 253
     assert len(event["message"].encode()) <= 1024
+
+
+async def test_what_differs_behind_the_end_of_a_message_is_the_same_event(
+    server: ScriptedApi, recorder: Callable[..., EventRecorder]
+):
+    """A condition of 32 KiB in which counts change would else be an Event of the same words each time."""
+    recording = recorder(repeat=0.01)
+    for count in range(5):
+        recording.event(NODE, "Warning", "NodesFailed", "\N{SNOWMAN}" * 10_000 + str(count))
+    await until(lambda: stored(server) and stored(server)[0]["count"] == 5)
+    (event,) = stored(server)
+    assert event["message"] == "\N{SNOWMAN}" * 341
