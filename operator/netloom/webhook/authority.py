@@ -26,7 +26,7 @@ from netloom.runtime.waking import wait
 from netloom.runtime.watch import ListWatch, WatchTiming
 from netloom.webhook import certificates, metrics
 from netloom.webhook.certificates import CA, ServingCertificate
-from netloom.webhook.configuration import WebhookConfiguration
+from netloom.webhook.configuration import Contested, WebhookConfiguration
 from netloom.webhook.mint import Mint, MintFailed
 from netloom.webhook.names import CA_SECRET, NAME
 from netloom.webhook.tls import ServingTLS
@@ -136,7 +136,7 @@ class Authority:
             self._woken.clear()
             try:
                 await self._turn()
-            except (ApiError, certificates.BadSecret, MintFailed) as error:
+            except (ApiError, Contested, certificates.BadSecret, MintFailed) as error:
                 self._fail(str(error))
                 # What was woken meanwhile has to wait, too: others may write what fails here over and over.
                 await asyncio.sleep(self._backoff.next())
@@ -154,7 +154,7 @@ class Authority:
     async def _turn(self) -> None:
         """Does what is to be done now; what needs the API server least comes first, so that it is done without it.
 
-        Raises ApiError, BadSecret, MintFailed.
+        Raises ApiError, Contested, BadSecret, MintFailed.
         """
         now = self._now()
         await self._read(self.secrets.get(self._key))

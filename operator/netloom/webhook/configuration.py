@@ -8,6 +8,8 @@ patch names the uid of the object that was seen, and the API server refuses to c
 import base64
 import binascii
 import ssl
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -20,6 +22,7 @@ from netloom.api.admissionregistration import (
     WebhookClientConfig,
 )
 from netloom.cidr import CidrError, format_address, parse_address
+from netloom.runtime.allowance import Allowance, Pace
 from netloom.runtime.client import Api
 from netloom.runtime.store import Store
 from netloom.runtime.watch import ListWatch, WatchTiming
@@ -29,6 +32,12 @@ log = structlog.get_logger(__name__)
 
 FIELD_MANAGER = "netloom-guard-ca"
 """Of its own: what the guard applies elsewhere under another name must not drop these fields."""
+PACE = Pace(most=10, seconds=60.0)
+"""Writes of the caBundle. Somebody else who keeps it, too, answers each at once, and all API servers follow both."""
+
+
+class Contested(Exception):
+    """The caBundle is not written, as it would be another again at once. The text is a sentence with the way out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +52,20 @@ class Called:
 class WebhookConfiguration:
     """The ValidatingWebhookConfiguration of one name, watched; it may be missing."""
 
-    def __init__(self, api: Api, name: str, *, timing: WatchTiming | None = None) -> None:
+    def __init__(
+        self,
+        api: Api,
+        name: str,
+        *,
+        timing: WatchTiming | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.name = name
         self.store = Store(VALIDATING_WEBHOOK_CONFIGURATIONS)
         self.watch = ListWatch(api, self.store, field_selector=f"metadata.name={name}", timing=timing)
         self._api = api
+        self._clock = clock
+        self._allowance = Allowance(clock(), PACE.most)
         self._judged: tuple[ssl.SSLContext, ValidatingWebhookConfiguration, str] | None = None
 
     def __str__(self) -> str:
@@ -101,10 +119,15 @@ class WebhookConfiguration:
         return f"{what} {why}, where API servers call ({where})" if why else ""
 
     async def publish(self, bundle: str) -> None:
-        """Writes `bundle` (PEM) into all webhooks of the configuration that was seen. Raises ApiError."""
+        """Writes `bundle` (PEM) into all webhooks of the configuration that was seen. Raises ApiError, Contested."""
         seen = self.object
         if seen is None or not seen.webhooks:
             return
+        if not self._allowance.take_if_any(self._clock(), PACE):
+            raise Contested(
+                f"somebody else writes another caBundle into {self} again and again, so it is written once a minute: "
+                "end one of the two, be it a guard with another Secret or cert-manager's cainjector"
+            )
         encoded = base64.b64encode(bundle.encode()).decode()
         patch = {
             "metadata": {"name": self.name, "uid": seen.metadata.uid},

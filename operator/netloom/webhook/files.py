@@ -22,7 +22,7 @@ from netloom.runtime.waking import wait
 from netloom.webhook import certificates, metrics
 from netloom.webhook.authority import Clock
 from netloom.webhook.certificates import Validity
-from netloom.webhook.configuration import WebhookConfiguration
+from netloom.webhook.configuration import Contested, WebhookConfiguration
 from netloom.webhook.mint import Mint, MintFailed
 from netloom.webhook.tls import ServingTLS
 
@@ -209,7 +209,7 @@ class CertificateFiles:
         try:
             if configuration and self._ca and shown and not configuration.holds(shown.ca):
                 await configuration.publish(shown.ca)
-        except ApiError as error:
+        except (ApiError, Contested) as error:
             self._unpublished = f"the caBundle of {configuration} is not written: {error}"
             metrics.ERRORS.labels("certificates").inc()
             log.error("caBundle not written", error=str(error))

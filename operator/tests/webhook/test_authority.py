@@ -22,6 +22,7 @@ from netloom.runtime.metrics import REGISTRY
 from netloom.runtime.watch import WatchTiming
 from netloom.webhook import certificates
 from netloom.webhook.authority import Authority, AuthorityTiming
+from netloom.webhook.configuration import PACE
 from netloom.webhook.mint import Mint
 from tests.runtime.conftest import write_kubeconfig
 from tests.runtime.scripted import Call, Object, ScriptedApi, half_open, refuse, serving, until
@@ -233,6 +234,19 @@ async def test_a_bundle_that_may_not_be_written_is_said_and_tried_seldom(
     assert f"the caBundle of ValidatingWebhookConfiguration {NAME} does not have the CA" in authority.fault
     await until(lambda: good(authority), "written at last")
     assert server.count("patch") == 4
+
+
+async def test_two_that_keep_different_bundles_do_not_answer_each_other_for_ever(
+    server: ScriptedApi, start: Start, clock: Clock
+):
+    """Each write is told to the other, who writes at once; and to all API servers."""
+    server.put(CONFIGURATIONS, configuration())
+    both = [start(secret="one"), start(secret="two")]
+    await until(lambda: server.count("patch") >= 2 * PACE.most, "they fight")
+    looks = clock.looks
+    await until(lambda: clock.looks > looks + 40, "they look again")
+    assert server.count("patch") == 2 * PACE.most
+    await until(lambda: any("again and again" in each.fault for each in both), "said")
 
 
 async def test_a_signer_that_is_not_published_does_not_replace_one_that_is(

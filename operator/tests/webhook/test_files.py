@@ -4,6 +4,7 @@ import asyncio
 import base64
 import ssl
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from netloom.api.meta import ObjectMeta
 from netloom.runtime.errors import ConfigError
 from netloom.webhook import certificates
 from netloom.webhook.certificates import CA, ServingCertificate
-from netloom.webhook.configuration import WebhookConfiguration
+from netloom.webhook.configuration import PACE, WebhookConfiguration
 from netloom.webhook.files import CertificateFiles
 from tests.runtime.scripted import until
 from tests.webhook.conftest import NOW, InProcess
@@ -228,6 +229,28 @@ async def test_files_are_followed(tmp_path: Path, ca: CA, other: CA):
     await until(lambda: files.expires is not None, "read")
     write(tmp_path, issued(other))
     await until(lambda: shows(files, other), "followed")
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_a_bundle_that_somebody_else_keeps_too_is_not_written_for_ever(tmp_path: Path, ca: CA, other: CA):
+    write(tmp_path, issued(ca))
+    (tmp_path / "ca.crt").write_text(ca.certificate)
+    configured, writes = Configured(), list[str]()
+    seen = configured.put(other, "https://guard.test/")
+
+    async def patch(*_: object, **__: object) -> ValidatingWebhookConfiguration:
+        writes.append("ours")
+        configured.put(other, "https://guard.test/")
+        assert seen.object
+        return seen.object
+
+    seen._api = SimpleNamespace(patch=patch)  # type: ignore[assignment]
+    files = files_in(tmp_path, ca=tmp_path / "ca.crt", configuration=seen, period=0.01)
+    seen.watch.run = asyncio.Event().wait  # type: ignore[assignment,method-assign]
+    task = asyncio.create_task(files.run())
+    await until(lambda: "again and again" in files.fault, "said")
+    assert len(writes) == PACE.most
     task.cancel()
     await asyncio.wait([task])
 
