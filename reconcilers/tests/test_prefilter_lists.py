@@ -1,7 +1,9 @@
 """Lists that come one after another are merged together, and what comes alone waits for nothing."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -156,6 +158,26 @@ async def test_a_change_of_a_list_waits_for_none_that_is_missing(setting: Settin
     clock.now += SETTLE_SECONDS
     following.feature._turn()  # as its timer would
     await setting.kernel.dropping(3)
+    task.cancel()
+
+
+async def test_of_lists_that_nobody_names_any_more_nothing_is_left(setting: Setting, clock: Clock) -> None:
+    following = Following(setting, clock, 3)
+    task = await following.begin()
+    for number in range(3):
+        following.comes(number)
+    clock.now += SETTLE_SECONDS
+    following.feature._turn()
+    await setting.kernel.dropping(3)
+    followed = [*following.lists._followed.values()]
+    stores = [weakref.ref(each.store) for each in followed]
+    setting.prefilters.replace({})
+    await setting.kernel.dropping(0)
+    held = [(len(each.store), each.last, each._readers) for each in followed]
+    assert held == [(0, None, {})] * 3, "their entries go at once"
+    del followed, held
+    gc.collect()
+    assert [store() for store in stores] == [None] * 3, "no metric keeps the last of them"
     task.cancel()
 
 

@@ -13,6 +13,7 @@ next answer says so too, the history did go back, and the list is right.
 import asyncio
 import math
 import random
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -117,7 +118,7 @@ class ListWatch(Generic[T]):
         self._wrong = "not listed yet"
         kind = self._resource.kind
         self._events = metrics.WATCH_EVENTS.labels(kind)
-        metrics.CACHED.labels(kind).set_function(lambda: len(store))
+        metrics.CACHED.labels(kind).set_function(_length_of(weakref.ref(store)))
         store.on_answer = self._doubt
 
     @property
@@ -372,3 +373,13 @@ class ListWatch(Generic[T]):
         self._seen = max(self._seen, version)
         if self.position:
             self.position = text
+
+
+def _length_of(known: "weakref.ref[Store[Any]]") -> Callable[[], int]:
+    """Of a store while anybody has it: the metric alone would keep all that is in it, for ever."""
+
+    def length() -> int:
+        store = known()
+        return len(store) if store is not None else 0
+
+    return length

@@ -100,17 +100,16 @@ class _Followed:
         self._key = f"{place.namespace}/{place.name}"
         self._changed = changed
         self._arrivals = arrivals
-        readers: dict[str, ListReader] = {}
+        self._readers: dict[str, ListReader] = {}
         self.watch = ListWatch(
             api,
             self.store,
             namespace=place.namespace,
             field_selector=f"metadata.name={place.name}",
-            trim=lambda config_map: read(config_map, readers),
+            trim=lambda config_map: read(config_map, self._readers),
             timing=EVERY_NODE,
         )
-        self.store.subscribe(lambda key, old, new: self._took(new))
-        self.store.on_replace(changed)
+        self._unsubscribe = self.store.subscribe(lambda key, old, new: self._took(new)), self.store.on_replace(changed)
 
     def _took(self, new: ListConfigMap | None) -> None:
         if new is not None:
@@ -118,6 +117,15 @@ class _Followed:
                 self._arrivals.came()
             self.last = new
         self._changed()
+
+    def leave(self) -> None:
+        """Nobody names it any more: its entries, megabytes perhaps, go now, and not when a garbage collection of all
+        objects finds them, which is seldom."""
+        for unsubscribe in self._unsubscribe:
+            unsubscribe()
+        self.store.replace({})
+        self._readers.clear()
+        self.last = None
 
     @property
     def is_missing(self) -> bool:
@@ -150,6 +158,8 @@ class ConfigMaps:
                 place: _Followed(self._api, place, self._arrivals, self._changed)
                 for place in wanted - self._followed.keys()
             }
+            for place in self._followed.keys() - wanted:
+                self._followed[place].leave()
             self._followed = {place: each for place, each in self._followed.items() if place in wanted} | new
             self._good = {at: each for at, each in self._good.items() if at[0] in wanted}
             self._turned.set()
