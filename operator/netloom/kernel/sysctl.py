@@ -200,7 +200,9 @@ class SysctlRecord:
         record = self._load()
         wanted = (record[name][0] if name in record else before, ours)
         if record.get(name) != wanted:
-            self._store({**record, name: wanted})
+            # Those of devices that are gone went with them: of pods' devices there would be more with each pod.
+            there = {each: values for each, values in record.items() if (ROOT / each).exists()}
+            self._store({**there, name: wanted})
 
     def _store(self, record: dict[str, tuple[str, str]]) -> None:
         try:

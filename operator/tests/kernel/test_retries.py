@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -175,6 +176,22 @@ def test_what_cannot_be_remembered_is_not_set_and_the_file_is_named(switches: Pa
     assert raised.value.errno == errno.ENOSPC
     assert (switches / "a").read_text() == "0\n"
     assert not path.with_suffix(".new").is_symlink(), "what was begun is gone"
+
+
+def test_of_devices_that_are_gone_nothing_is_remembered(switches: Path, tmp_path: Path) -> None:
+    """On a machine that gives each new device a switch that is off, there would be one more with each pod."""
+    path = tmp_path / "sysctl.json"
+    record = SysctlRecord(path)
+    record.set(Sysctl("net/a", "1"))
+    for number in range(50):
+        (switches / f"pod{number}").write_text("0\n")
+        assert record.set(Sysctl(f"net/pod{number}", "1"))
+        (switches / f"pod{number}").unlink()
+    remembered = msgspec.json.decode(path.read_bytes(), type=dict[str, tuple[str, str]])
+    assert list(remembered) == ["net/a", "net/pod49"]
+    (switches / "pod7").write_text("2\n")
+    record.set(Sysctl("net/pod7", "1"))
+    assert record.before("net/pod7") == "2", "a device of a name that there was before begins anew"
 
 
 def test_a_switch_of_our_own_device_is_not_remembered(switches: Path, tmp_path: Path) -> None:
