@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,19 @@ import pytest
 
 from netloom_reconcilers.node.endpoints import deletions as module
 from netloom_reconcilers.node.endpoints import folders
-from netloom_reconcilers.node.endpoints.deletions import AGAIN_SECONDS, REFUSED, Deletions, NotYet, files, name_of
+from netloom_reconcilers.node.endpoints.deletions import (
+    AGAIN_SECONDS,
+    REFUSED,
+    TOLD_SECONDS,
+    Deletions,
+    NotYet,
+    files,
+    name_of,
+)
 from netloom_reconcilers.node.endpoints.errors import CniError
 from netloom_reconcilers.node.endpoints.framing import Call
 from tests.runtime.scripted import until
+from tests.runtime.virtual import on_both_loops, run
 
 A, B = (
     Call(command="DEL", containerid=name, ifname="eth0", args="x=y", stdin=b'{"cniVersion": "1.0.0", "name": "n"}')
@@ -120,6 +130,38 @@ async def test_what_is_no_deletion_is_set_aside_and_keeps_nobody_waiting(node: N
     node.now = 301
     assert node.deletions.errors() == []
     assert (node.deletions.directory / REFUSED / "0").read_bytes() == b"nonsense"
+
+
+def timers() -> int:
+    """That the loop keeps, in virtual time."""
+    return len(asyncio.get_running_loop().timers())  # type: ignore[attr-defined]
+
+
+@on_both_loops
+def test_it_is_told_for_a_while_by_one_timer(loop: Callable[[], Any], tmp_path: Path) -> None:
+    """Of what cannot be set aside, too, which each ADD looks at again."""
+
+    async def scene() -> None:
+        clock = asyncio.get_running_loop().time
+        node = Node(tmp_path)
+        node.deletions = Deletions(tmp_path / "deletions", node.delete, node._tell, clock)
+        node.put("0", b"nonsense")
+        await node.deletions.replay()
+        await asyncio.sleep(100)
+        for name in "123":
+            node.put(name, b"nonsense")
+        shutil.rmtree(node.deletions.directory / REFUSED)
+        (node.deletions.directory / REFUSED).symlink_to("/dev/null")
+        for _ in range(50):
+            await node.deletions.replay()
+        assert timers() == 1
+        for left, at in ((3, TOLD_SECONDS), (0, 100 + TOLD_SECONDS)):
+            told = node.told
+            await asyncio.sleep(at + 0.01 - clock())
+            assert (node.told - told, len(node.deletions.errors())) == (1, left)
+        assert timers() == 0
+
+    run(scene(), loop)
 
 
 async def test_what_the_agent_can_never_do_is_set_aside(node: Node) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 from asyncinotify import Mask
 
-from netloom_reconcilers.node.addresses.service import TIMER_SECONDS
+from netloom.runtime.waking import Alarm
 from netloom_reconcilers.node.endpoints.errors import CniError
 from netloom_reconcilers.node.endpoints.folders import follow
 from netloom_reconcilers.node.endpoints.framing import Call, parse
@@ -65,6 +65,7 @@ class Deletions:
         self._failing: set[str] = set()
         """Files about which a fault of ours was logged."""
         self._set_aside: dict[str, tuple[float, str]] = {}
+        self._told = Alarm(self._forget)
 
     def names(self) -> list[str]:
         """Of the files that are to be made up for, the oldest first. Raises OSError."""
@@ -149,17 +150,27 @@ class Deletions:
             log.warning("a deletion that was written down is of no use", file=str(path), why=why)
         self._set_aside[path.name] = self._clock(), sentence
         self._changed()
-        asyncio.get_running_loop().call_later(TOLD_SECONDS + TIMER_SECONDS, self._changed)
+        self._told.set(TOLD_SECONDS)
 
     def _say(self, why: str) -> None:
         if why != self._why:
             self._why = why
             self._changed()
 
-    def errors(self) -> list[str]:
-        """What is not made up for, as sentences."""
+    def _forget(self) -> None:
+        """One has been told for long enough. (Of one that cannot be set aside each ADD says so again.)"""
+        self._drop_told()
+        self._changed()
+        if self._set_aside:
+            self._told.set(min(at for at, _ in self._set_aside.values()) + TOLD_SECONDS - self._clock())
+
+    def _drop_told(self) -> None:
         now = self._clock()
         self._set_aside = {name: each for name, each in self._set_aside.items() if each[0] + TOLD_SECONDS > now}
+
+    def errors(self) -> list[str]:
+        """What is not made up for, as sentences."""
+        self._drop_told()
         return [*filter(None, (self._unfollowed, self._why)), *(sentence for _, sentence in self._set_aside.values())]
 
     def look_soon(self) -> None:
