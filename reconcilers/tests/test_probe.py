@@ -276,6 +276,30 @@ async def test_who_asks_in_trouble_is_known_after_one_look_at_all_nodes(
     assert len(looked_at) <= 4
 
 
+async def test_of_nodes_that_came_and_went_no_addresses_are_remembered(probe: ProbeFeature) -> None:
+    """As where an autoscaler makes them, each of another name and with another CIDR."""
+
+    def put(name: str, cidr: str) -> None:
+        spec = {"ipam": {"podCIDRs": [cidr]}}
+        probe.context.nodes.put(msgspec.convert({"metadata": {"name": name}, "spec": spec}, NetloomNode))
+        probe._notice()
+
+    for number in range(10):
+        put(f"n{number}", f"10.42.{number}.0/24")
+    for number in range(500):
+        probe._unanswered_at = 0.0
+        probe._is_unanswered(parse_address("10.42.5.255"))
+        put(name := f"scaled-{number}", f"10.{50 + number // 250}.{number % 250}.0/24")
+        probe.context.nodes.remove(name)
+        probe.context.peers.forget(name)
+        probe._notice()
+        assert probe._whose is None or len(probe._whose) <= 40
+    probe._changed.clear()
+    probe._unanswered_at = 0.0
+    probe._is_unanswered(parse_address("10.42.5.255"))
+    assert list(probe._changed) == ["n5"]
+
+
 async def test_without_the_device_it_is_said_what_cannot_be_seen(probe: ProbeFeature) -> None:
     probe.keeper.device.lacking = "/dev/net/tun is not there."
     probe._take(GOOD)

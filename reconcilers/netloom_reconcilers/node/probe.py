@@ -44,6 +44,8 @@ FOLLOWED = 8
 """Failing peers that are looked at again and again; with more, the first ones tell enough."""
 AT_ONCE = 8
 NAMED = 3
+MOST_OF_A_NODE = 4
+"""Addresses of probes that are remembered for each node, which has one of each family."""
 CHECKED = 32
 """Peers that `netloom check` looks at when none is named."""
 
@@ -124,6 +126,8 @@ class ProbeFeature(KernelFeature):
                 while len(self._changed) > CHANGED_KEPT:
                     self._changed.pop(next(iter(self._changed)))
                 self._wake.set()
+        if self._whose is not None and len(self._whose) > MOST_OF_A_NODE * len(self._nodes):
+            self._whose = None  # most of them are of nodes that are gone
 
     def _soon(self) -> None:
         """A round is due: something of this node is different."""
