@@ -435,3 +435,50 @@ def test_a_cidr_that_one_peer_without_a_way_takes_over_from_another_stays_unreac
     found.set_unrouted("node-2", ())
     found.bring_up_to_date()
     assert [str(hole.prefix) for hole in found.table.desired] == [str(cidr)]
+
+
+def test_a_node_that_comes_into_a_former_peers_cidr_takes_that_back_too() -> None:
+    lifelines, address = Lifelines(), parse_address("10.43.1.9")
+    found = Holes(lifelines)
+    found.set_rules(HoleRules())
+    found.given_up(map(Cidr.parse, ("10.43.1.0/24", "10.44.0.0/16")))
+    lifelines.move_node((), (address,))
+    found.moved((address,))
+    found.bring_up_to_date()
+    assert [str(hole.prefix) for hole in found.table.desired] == ["10.44.0.0/16"]
+    lifelines.move_node((address,), ())
+    found.moved((address,))
+    found.bring_up_to_date()
+    assert [str(hole.prefix) for hole in found.table.desired] == ["10.44.0.0/16", "10.43.1.0/24"]
+
+
+@pytest.mark.parametrize("leave", [10, 100, 1000])
+def test_a_node_that_leaves_costs_the_same_however_many_left_within_the_hour(leave: int) -> None:
+    asked: list[Cidr] = []
+    now, lifelines = [0.0], Lifelines()
+
+    def harm(prefix: Cidr) -> str:
+        asked.append(prefix)
+        return lifelines.harm(prefix)
+
+    found = Holes(lifelines, harm, clock=lambda: now[0])
+    found.set_rules(HoleRules(OWN))
+    found.bring_up_to_date()
+    asked.clear()
+    for number in range(leave):
+        now[0] += 1
+        cidr, address = (
+            Cidr.parse(f"10.{40 + number // 250}.{number % 250}.0/24"),
+            bytes((172, 16, *divmod(number, 256))),
+        )
+        lifelines.move_node((), (address,))
+        found.moved((address,))
+        lifelines.move_node((address,), ())
+        found.moved((address,))
+        found.given_up((cidr,))
+        found.bring_up_to_date()
+    assert len(asked) == leave
+    assert len(found.table.desired) == len(OWN) + leave
+    now[0] = holes.FORMER_SECONDS + 5
+    found.bring_up_to_date()
+    assert len(found.former) == leave - 5

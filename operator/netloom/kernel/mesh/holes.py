@@ -16,6 +16,7 @@ the longer prefix wins, is a sign that others share it, and it has none as a who
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 
 import msgspec
 
@@ -114,10 +115,14 @@ class Holes:
         """Nodes came to these, or left them."""
         if self._rules is None or self._due:
             return
-        wide = (*self._rules.own, *self._rules.cluster)
-        self._due = bool(self.former or self.unrouted) or any(
-            prefix.holds(each) for each in addresses for prefix in wide
-        )
+        unrouted = (prefix for prefixes in self.unrouted.values() for prefix in prefixes)
+        around = (*self._rules.own, *self._rules.cluster, *unrouted)
+        self._due = any(self._was_of_a_peer(each) or any(prefix.holds(each) for prefix in around) for each in addresses)
+
+    def _was_of_a_peer(self, address: Address) -> bool:
+        """Whether it lies in one that was given up. Of thousands in an hour not all are looked at for each node."""
+        lengths, whole = self._former_lengths, Cidr.of(address)
+        return any(whole.supernet(length) in self.former for v, length in lengths if v == whole.version)
 
     def look_again(self) -> None:
         """What this node lives by is different."""
@@ -129,7 +134,7 @@ class Holes:
             self.review()
         now = self._clock()
         if self.later() <= now:
-            self._forget_former([each for each, since in self.former.items() if since + FORMER_SECONDS <= now])
+            self._forget_former([*takewhile(lambda each: self.former[each] + FORMER_SECONDS <= now, self.former)])
 
     def review(self) -> None:
         """Decide everything anew."""
