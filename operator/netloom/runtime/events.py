@@ -52,6 +52,8 @@ class EventLimits(msgspec.Struct, frozen=True):
     repeat_cap: float = 600.0
     remembered: int = 4096
     """Events and objects that are kept in mind."""
+    forget: float = 3600.0
+    """After which an event that was not said again is not: an API server has forgotten it as well."""
     drain: float = 2.0
     """For what is unwritten when the process ends."""
 
@@ -65,6 +67,7 @@ class _Series:
     count: int = 0
     written: int = 0  # the count that the API server has
     next_write: float = 0.0
+    said_at: float = 0.0
 
 
 class EventRecorder:
@@ -98,12 +101,21 @@ class EventRecorder:
         if said is None:
             if not self._may(about):
                 return
+            self._forget()
             said = self._said[key] = _Series(self._new(ref, type_, reason, message), self._limits.repeat)
-            if len(self._said) > self._limits.remembered:
-                self._said.popitem(last=False)
         self._said.move_to_end(key)
         said.count += 1
-        self._queue.add_after(key, said.next_write - self._clock())
+        said.said_at = self._clock()
+        self._queue.add_after(key, said.next_write - said.said_at)
+
+    def _forget(self) -> None:
+        """To make room for another. Of a text that is another each time nothing is said again."""
+        oldest = self._clock() - self._limits.forget
+        while self._said:
+            key, said = next(iter(self._said.items()))
+            if said.said_at > oldest and len(self._said) < self._limits.remembered:
+                return
+            del self._said[key]
 
     def _may(self, about: str) -> bool:
         """Whether something new may be said about this object now."""

@@ -150,6 +150,27 @@ async def test_memory_is_bounded(api: Api):
     assert speaker._budget_of.cache_info().currsize == 100
 
 
+@on_both_loops
+def test_what_is_not_said_again_is_forgotten_after_an_hour(loop: Callable[[], Any]):
+    """As where a figure is in the text. One that is said again now and then is known by then."""
+    api = Recording()
+
+    async def scene() -> None:
+        speaker = EventRecorder(api, "c", clock=asyncio.get_running_loop().time)  # type: ignore[arg-type]
+        task = asyncio.create_task(speaker.run())
+        for minute in range(24 * 60):
+            speaker.event(NODE, "Warning", "R", f"{minute} of them")
+            if not minute % 50:
+                speaker.event(other("b"), "Normal", "R", "now and then")
+            await asyncio.sleep(60)
+            assert len(speaker._said) <= 62
+        task.cancel()
+        await asyncio.wait([task])
+
+    virtual.run(scene(), loop)
+    assert sum(what == "create" for _, what, _ in api.writes) == 24 * 60 + 1
+
+
 async def test_an_expired_event_is_written_anew(server: ScriptedApi, recorder: Callable[..., EventRecorder]):
     """The API server keeps events for an hour."""
     speaker = recorder(repeat=0.01)
