@@ -253,6 +253,24 @@ async def test_a_peer_that_comes_takes_its_entry_out_of_force(setting: Setting) 
     assert len((await setting.have(confirmed)).rules.v4) == 2
 
 
+async def test_what_is_lived_by_is_made_for_the_node_that_changed_alone(setting: Setting) -> None:
+    """And for none where a device comes or goes that makes no difference to it, as a container's."""
+    nodes = {f"node-{number}": node(f"node-{number}", f"10.1.{number}.6") for number in range(1, 200)}
+    setting.nodes.replace({**nodes, "node-1": node("node-1", "10.1.0.5")})
+    wanted = prefilter("a", deny_cidrs=("10.7.0.0/16", "198.51.100.0/24"))
+    await setting.have(wanted)
+    before = setting.feature._lifelines
+    setting.nodes.take(node("node-7", "10.7.0.7"))
+    await setting.feature.reconcile("prefilter")
+    after = setting.feature._lifelines
+    assert len([each for each in after if not any(each is known for known in before)]) == 3
+    assert [each.what for each in after][:2] == ["an address of this node", "a gateway of this node"]
+    assert setting.kernel.applied[-1].rules.v4.keys == denied("198.51.100.0/24")
+    setting.following.now = replace(setting.following.now, devices={2: Device("eth0"), 9: Device("veth9")})
+    await setting.feature.reconcile("prefilter")
+    assert setting.feature._lifelines is after
+
+
 async def test_what_is_in_the_kernel_is_told_by_prefilter_and_device(setting: Setting) -> None:
     setting.kernel.report = PrefilterReport(
         devices=(DeviceReport("eth0", 2, "generic", 7, note="the driver has no native mode."),)

@@ -134,12 +134,23 @@ def lifelines_of(
     gateways: Iterable[Address] = (),
     peers: Iterable[tuple[Address, str]] = (),
     pods: Iterable[tuple[Cidr, str]] = (),
+    known: Iterable[Lifeline] = (),
 ) -> tuple[Lifeline, ...]:
     """All that a node lives by, what is told first before what else has the same address. peers: addresses of other
-    nodes with their names; pods: CIDRs of pods with the names of their nodes."""
+    nodes with their names; pods: CIDRs of pods with the names of their nodes. known: the same, made before."""
     found = [Lifeline(Cidr.of(address), "an address of this node") for address in own]
     found += [Lifeline(Cidr.of(address), what) for address, what in (servers or {}).items()]
     found += [Lifeline(Cidr.of(address), "a gateway of this node") for address in gateways]
-    found += [Lifeline(Cidr.of(address), f"an address of node {name}") for address, name in peers]
-    found += [Lifeline(cidr, f"of pods on node {name}") for cidr, name in pods]
-    return (*found, NEIGHBOURS)
+    found += [of_address(address, name) for address, name in peers]
+    found += [of_pods(cidr, name) for cidr, name in pods]
+    return (*found, *known, NEIGHBOURS)
+
+
+def of_address(address: Address, node: str) -> Lifeline:
+    """Of another node."""
+    return Lifeline(Cidr.of(address), f"an address of node {node}")
+
+
+def of_pods(cidr: Cidr, node: str) -> Lifeline:
+    """Of a node's pods."""
+    return Lifeline(cidr, f"of pods on node {node}")
