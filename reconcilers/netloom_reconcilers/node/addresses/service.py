@@ -307,7 +307,8 @@ class AddressService:
         """First come, first served."""
         self._serving, now = None, self.clock()
         in_vain: dict[object, Shortage] = {}
-        meant_for_some = bool(self.allocator.stock.supply.singles)  # then others may go without
+        # Then others may go without.
+        meant_for_some = any(each.owner for each in self.allocator.stock.supply.singles.values())
         for waiter in self._waiters:
             versions = waiter.versions or self.versions_of(waiter.pool)
             rest = self.allocator.rest_seconds
