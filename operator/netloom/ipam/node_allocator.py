@@ -83,6 +83,7 @@ class NodeAllocator:
         self._held: dict[Owner, OwnerHolding] = {}
         self._users: dict[Address, Owner] = {}
         self._waiting: dict[Owner, _Waiter] = {}
+        """In the order in which they asked last."""
 
     def provide(self, supply: Supply) -> None:
         """From now on it gives of this. What is in use outside of it stays in use: `orphans`."""
@@ -123,8 +124,9 @@ class NodeAllocator:
             else:
                 found.append(address)
         if lacking or not versions:
-            is_new = owner not in self._waiting
-            self._waiting[owner] = _Waiter(pools, now)
+            self._forget_waiters(now)
+            is_new = self._waiting.pop(owner, None) is None
+            self._waiting[owner] = _Waiter(pools, now)  # last in order
             if is_new:
                 self.on_change()
             short = pools[min(lacking)] if lacking else pool
@@ -189,14 +191,21 @@ class NodeAllocator:
 
     def need(self, pool: str, now: float) -> Need:
         """By family. What waited and did not ask again is forgotten here."""
-        for owner in [each for each, waiter in self._waiting.items() if waiter.asked + FORGET_SECONDS <= now]:
-            del self._waiting[owner]
+        self._forget_waiters(now)
         found = {}
         for version in VERSIONS:
             used, free, resting = self.stock.count(pool, version, now, self.rest_seconds)
             waiting = sum(each.pools.get(version) == pool for each in self._waiting.values())
             found[version] = Count(used, waiting, min(free, MOST), resting)
         return found
+
+    def _forget_waiters(self, now: float) -> None:
+        """Those that did not ask again: also where nobody ever asks what is needed."""
+        while self._waiting:
+            owner, waiter = next(iter(self._waiting.items()))
+            if waiter.asked + FORGET_SECONDS > now:
+                return
+            del self._waiting[owner]
 
     def pools(self) -> tuple[str, ...]:
         """Of which there is something, used or not, or somebody waits."""

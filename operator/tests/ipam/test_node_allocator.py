@@ -7,7 +7,7 @@ from netloom.cidr import Address, Cidr, Version, format_address, parse_address
 from netloom.ipam.address_block import usable
 from netloom.ipam.address_records import Closed, Freed, Gave, Opened, Rests
 from netloom.ipam.address_stock import Supply
-from netloom.ipam.node_allocator import NodeAllocator, Owner, Shortage
+from netloom.ipam.node_allocator import FORGET_SECONDS, NodeAllocator, Owner, Shortage
 
 V4: frozenset[Version] = frozenset({4})
 BOTH: frozenset[Version] = frozenset({4, 6})
@@ -293,3 +293,15 @@ def test_a_clock_that_was_ahead_keeps_no_address_resting_for_ever() -> None:
 def test_as_many_free_addresses_are_told_as_json_can_hold() -> None:
     made = supplied("fd00::/56", "fd01::/56")
     assert made.need("", 0)[6].free == 2**53 - 1
+
+
+def test_who_asked_and_went_away_is_forgotten_though_nobody_looks() -> None:
+    """As callers that each come once, with the id of another container."""
+    made = supplied("10.0.0.7/32")
+    ask(made, A)
+    for number in range(1000):
+        assert ask(made, Owner("default/b", str(number)), now=number).startswith("short")
+        assert ask(made, B, now=number).startswith("short")
+        assert len(made._waiting) <= FORGET_SECONDS + 1
+    assert B in made._waiting, "who asks again and again"
+    assert made.need("", 1000 + FORGET_SECONDS)[4].waiting == 0
