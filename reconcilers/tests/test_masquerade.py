@@ -1,6 +1,6 @@
 """Objects to what is masqueraded: what is taken, what is left out with which words, and that one change costs one."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 import pytest
@@ -31,6 +31,7 @@ from netloom.cidr import Cidr
 from netloom.kernel.keeper.report import Failure
 from netloom.kernel.masquerade.keeper import MasqueradeKeeper, MasqueradeReport
 from netloom.runtime.store import Store
+from netloom_reconcilers.node import masquerade as module
 from netloom_reconcilers.node.known.own_node import OwnNode
 from netloom_reconcilers.node.masquerade import MasqueradeFeature
 from tests.contexts import context
@@ -257,6 +258,38 @@ async def test_the_cluster_cidrs_are_never_masqueraded_unless_others_live_there(
     setting.nodes.remove("node-2")
     if connected != "10.9.0.0/16" and services == ():
         assert "but not to 10.0.0.0/12\nbut not to fd00::/16" in setting.said(), "the node left"
+
+
+async def test_of_nodes_among_pods_one_change_costs_one_and_the_last_that_leaves_counts(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = ClusterPool(ipv4_pod_cidr_list=("10.0.0.0/12", "10.0.0.0/14"))
+    plain = network()
+    spec = msgspec.structs.replace(plain.spec, ipam=NetworkIPAM("cluster-pool", pool))
+    status = NetworkStatus(ipam=NetworkIPAMStatus(service_cidrs=()))
+    setting.networks.put(msgspec.structs.replace(plain, spec=spec, status=status))
+    for number in range(100):
+        each = node(f"among-{number}", f"10.2.{number}.0/24")
+        inside = msgspec.structs.replace(each.spec, addresses=(Address("InternalIP", f"10.9.0.{number}"),))
+        setting.nodes.put(msgspec.structs.replace(each, spec=inside))
+    await setting.reconciler._look_around()
+    shared, wide = "but not to 10.0.0.0/14", "but not to 10.0.0.0/12"
+    assert (shared in setting.said(), wide in setting.said()) == (True, False)
+    looked_at: list[int] = []
+    unshared = module.unshared
+
+    def counted(
+        cluster: Iterable[Cidr], pods: tuple[Cidr, ...], networks: Collection[Cidr], addresses: Collection[Cidr]
+    ) -> tuple[Cidr, ...]:
+        looked_at.append(len(addresses))
+        return unshared(cluster, pods, networks, addresses)
+
+    monkeypatch.setattr(module, "unshared", counted)
+    for number in range(100):
+        assert wide not in setting.said()
+        setting.nodes.remove(f"among-{number}")
+    assert (shared in setting.said(), wide in setting.said()) == (True, True)
+    assert set(looked_at) == {0}
 
 
 def test_single_addresses_are_masqueraded_like_those_of_any_pod() -> None:

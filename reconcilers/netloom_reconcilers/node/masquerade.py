@@ -4,6 +4,7 @@ It depends on no other reconciler: tunnels may be blocked, or switched off, and 
 """
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import structlog
@@ -79,6 +80,8 @@ class MasqueradeFeature(NftablesFeature):
         self._looked_at = 0.0
         self._cluster: tuple[Cidr, ...] = ()
         self._among_pods: dict[str, tuple[Cidr, ...]] = {}
+        """By node, in which cluster CIDRs it has addresses itself; and of how many nodes each holds some."""
+        self._holding_nodes: Counter[Cidr] = Counter()
         super().__init__(
             context, keeper or MasqueradeKeeper(on_report=lambda report: context.changed(), retain_unknown=retain)
         )
@@ -140,12 +143,13 @@ class MasqueradeFeature(NftablesFeature):
         touched, self._touched = self._touched, set()
         for name in touched | {self._node_name}:
             self._take(name)
-        pods, among = pods_of(node)[0], {each for found in self._among_pods.values() for each in found}
+        pods = pods_of(node)[0]
         services = service_cidrs(network)
         if services is None or self._connected is None:
             cluster = ()  # it is not known who lives there
         else:
-            cluster = unshared(cluster, pods, self._connected, among.union(services))
+            without_nodes = (each for each in cluster if not self._holding_nodes[each])
+            cluster = unshared(without_nodes, pods, self._connected, services)
         self._desired.rules, problems = rules_of(network.spec, pods, cluster)
         self._report(_NETWORK, problems)
         return self._desired
@@ -157,10 +161,10 @@ class MasqueradeFeature(NftablesFeature):
         cidrs, problems = pod_cidrs_of(node) if node is not None else ((), ())
         self._desired.set_known(name, cidrs)
         texts = [each.ip for each in node.spec.addresses] if node is not None and self._cluster else ()
-        addresses = map(Cidr.of, addresses_in(texts))
-        among = tuple(each for each in addresses if any(prefix.contains(each) for prefix in self._cluster))
+        addresses = [*map(Cidr.of, addresses_in(texts))]
+        among = tuple(each for each in self._cluster if any(map(each.contains, addresses)))
+        self._holding_nodes.update(among)
+        self._holding_nodes.subtract(self._among_pods.pop(name, ()))
         if among:
             self._among_pods[name] = among
-        else:
-            self._among_pods.pop(name, None)
         self._report(name, problems)
