@@ -4,6 +4,7 @@ pod 10.1.0.2 -- node 192.168.7.1 -- eth0 -- router 192.168.7.254, to which the d
 is for 10.1.0.0/24 back to the node. It counts what it gets for addresses of pods.
 """
 
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -453,7 +454,11 @@ def test_a_node_that_comes_into_a_former_peers_cidr_takes_that_back_too() -> Non
 
 
 @pytest.mark.parametrize("leave", [10, 100, 1000])
-def test_a_node_that_leaves_costs_the_same_however_many_left_within_the_hour(leave: int) -> None:
+@pytest.mark.parametrize("cluster", [(), ("172.16.0.0/12", "10.0.0.0/8")])
+def test_a_node_that_leaves_costs_the_same_however_many_left_within_the_hour(
+    leave: int, cluster: tuple[str, ...]
+) -> None:
+    """Also where nodes live inside a cluster CIDR, which ends nothing then."""
     asked: list[Cidr] = []
     now, lifelines = [0.0], Lifelines()
 
@@ -462,8 +467,11 @@ def test_a_node_that_leaves_costs_the_same_however_many_left_within_the_hour(lea
         return lifelines.harm(prefix)
 
     found = Holes(lifelines, harm, clock=lambda: now[0])
-    found.set_rules(HoleRules(OWN))
+    stays = parse_address("10.200.0.9"), parse_address("172.16.255.9")
+    lifelines.move_node((), stays)
+    found.set_rules(HoleRules(OWN, tuple(map(Cidr.parse, cluster))))
     found.bring_up_to_date()
+    assert found.left_out.keys() == {Cidr.parse(each) for each in cluster}
     asked.clear()
     for number in range(leave):
         now[0] += 1
@@ -477,8 +485,44 @@ def test_a_node_that_leaves_costs_the_same_however_many_left_within_the_hour(lea
         found.moved((address,))
         found.given_up((cidr,))
         found.bring_up_to_date()
-    assert len(asked) == leave
+    assert len(asked) == leave * (1 + (len(OWN) + len(cluster) if cluster else 0))
     assert len(found.table.desired) == len(OWN) + leave
     now[0] = holes.FORMER_SECONDS + 5
     found.bring_up_to_date()
     assert len(found.former) == leave - 5
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_decided_bit_by_bit_is_what_all_would_be_decided_as(seed: int) -> None:
+    dice, lifelines = random.Random(seed), Lifelines()
+    lifelines.see(AROUND)
+    found = Holes(lifelines)
+    cluster = tuple(map(Cidr.parse, dice.choice([(), ("10.40.0.0/13",), ("10.40.0.0/16", "10.44.0.0/16")])))
+    found.set_rules(HoleRules((Cidr.parse("10.40.1.0/24"),), cluster))
+    nodes: list[bytes] = []
+
+    def cidr() -> Cidr:
+        length = dice.choice((22, 24, 24, 26))
+        return Cidr.of(bytes((10, dice.randrange(40, 46), dice.randrange(8), dice.choice((0, 64)))), length)
+
+    for _ in range(300):
+        match dice.randrange(6):
+            case 0:
+                nodes.append(address := bytes((10, dice.randrange(40, 46), dice.randrange(8), dice.randrange(256))))
+                lifelines.move_node((), (address,))
+                found.moved((address,))
+            case 1 if nodes:
+                address = nodes.pop(dice.randrange(len(nodes)))
+                lifelines.move_node((address,), ())
+                found.moved((address,))
+            case 2:
+                found.given_up((cidr(),))
+            case 3:
+                found.claimed((cidr(),))
+            case 4:
+                found.set_unrouted(f"node-{dice.randrange(5)}", dice.choice([(), (cidr(),), (cidr(), cidr())]))
+        if dice.randrange(3):
+            found.bring_up_to_date()
+            decided, left_out = dict(found.table.desired), dict(found.left_out)
+            found.review()
+            assert (decided, left_out) == (found.table.desired, found.left_out)

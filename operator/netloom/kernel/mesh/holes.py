@@ -79,7 +79,10 @@ class Holes:
         """What an event did."""
         self._lifelines = lifelines
         self._harm = harm or lifelines.harm
-        self._due = False
+        self._due = self._stirred = False
+        """Whether all is to be decided anew, or own and cluster CIDRs are, as nodes came to addresses in them."""
+        self._doubtful: set[Cidr] = set()
+        """Others that nodes came to addresses in, or left, and former ones that are none any more."""
         self._rules: HoleRules | None = None
         self._applied = False
         self._left_to_network = False
@@ -115,14 +118,17 @@ class Holes:
         """Nodes came to these, or left them."""
         if self._rules is None or self._due:
             return
-        unrouted = (prefix for prefixes in self.unrouted.values() for prefix in prefixes)
-        around = (*self._rules.own, *self._rules.cluster, *unrouted)
-        self._due = any(self._was_of_a_peer(each) or any(prefix.holds(each) for prefix in around) for each in addresses)
+        wide = (*self._rules.own, *self._rules.cluster)
+        for address in addresses:
+            self._stirred = self._stirred or any(prefix.holds(address) for prefix in wide)
+            self._doubtful.update(self._passing_around(address))
 
-    def _was_of_a_peer(self, address: Address) -> bool:
-        """Whether it lies in one that was given up. Of thousands in an hour not all are looked at for each node."""
-        lengths, whole = self._former_lengths, Cidr.of(address)
-        return any(whole.supernet(length) in self.former for v, length in lengths if v == whole.version)
+    def _passing_around(self, address: Address) -> Iterable[Cidr]:
+        """Those that it lies in. Of thousands that were given up in an hour not all are looked at for each node."""
+        whole = Cidr.of(address)
+        former = (whole.supernet(length) for v, length in self._former_lengths if v == whole.version)
+        yield from (prefix for prefix in former if prefix in self.former)
+        yield from (each for prefixes in self.unrouted.values() for each in prefixes if each.holds(address))
 
     def look_again(self) -> None:
         """What this node lives by is different."""
@@ -130,15 +136,33 @@ class Holes:
 
     def bring_up_to_date(self) -> None:
         """Before anything is written: all that was left for later."""
-        if self._due:
-            self.review()
         now = self._clock()
         if self.later() <= now:
             self._forget_former([*takewhile(lambda each: self.former[each] + FORMER_SECONDS <= now, self.former)])
+        if self._due or (self._stirred and self._decide_standing()):
+            self.review()
+        unrouted = {prefix for prefixes in self.unrouted.values() for prefix in prefixes} if self._doubtful else ()
+        for prefix in self._doubtful:
+            if (prefix in self.former or prefix in unrouted) and self._has_its_own(prefix):
+                self.table.want(Hole(prefix, PASSING), UNREACHABLE)
+            else:
+                self.table.unwant(Hole(prefix, PASSING))
+        self._stirred, self._doubtful = False, set()
 
     def review(self) -> None:
         """Decide everything anew."""
-        self._due, self.left_out = False, {}
+        self._due, self._stirred, self._doubtful = False, False, set()
+        self._decide_standing()
+        wanted = dict.fromkeys(map(Hole, self._standing), UNREACHABLE)
+        concerned = [*self.former, *(prefix for prefixes in self.unrouted.values() for prefix in prefixes)]
+        wanted |= {Hole(prefix, PASSING): UNREACHABLE for prefix in concerned if self._has_its_own(prefix)}
+        for hole in self.table.desired.keys() - wanted:
+            self.table.unwant(hole)
+        self.table.want_all(wanted)
+
+    def _decide_standing(self) -> bool:
+        """About own and cluster CIDRs; whether they are others, by which all else is to be decided anew."""
+        before, self.left_out = self._standing, {}
         rules = self._rules or HoleRules()
         standing = list(rules.own)
         for prefix in rules.own:
@@ -149,12 +173,7 @@ class Holes:
                 self.left_out[prefix] = why
             standing.append(prefix)
         self._standing = tuple(prefix for prefix in dict.fromkeys(standing) if prefix not in self.left_out)
-        wanted = dict.fromkeys(map(Hole, self._standing), UNREACHABLE)
-        concerned = [*self.former, *(prefix for prefixes in self.unrouted.values() for prefix in prefixes)]
-        wanted |= {Hole(prefix, PASSING): UNREACHABLE for prefix in concerned if self._has_its_own(prefix)}
-        for hole in self.table.desired.keys() - wanted:
-            self.table.unwant(hole)
-        self.table.want_all(wanted)
+        return self._standing != before
 
     def _services_in(self, prefix: Cidr) -> str:
         services = self._rules.services if self._rules is not None else ()
@@ -219,6 +238,7 @@ class Holes:
         for prefix in prefixes:
             del self.former[prefix]
             self.table.unwant(Hole(prefix, PASSING))
+            self._doubtful.add(prefix)  # a peer without a way may have it
             key = prefix.version, prefix.length
             self._former_lengths[key] -= 1
             if not self._former_lengths[key]:
