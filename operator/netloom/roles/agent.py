@@ -213,10 +213,11 @@ class Agent(Collector):
         for report in reports:
             written.update(report.written)
         peers, errors = self.context.peers, self._errors()
+        writing = any(feature.is_writing for feature in self.features)
         facts: dict[str, object] = {
             "node": self.context.node_name,
             "features": [feature.name for feature in self.features],
-            "inSync": self._applied and not errors,
+            "inSync": self._applied and not writing and not errors,
             "peersHeld": len(peers.held) + len(peers.completed),
             "retained": self.departures.retained,
             "keptPodCIDRs": self.context.own.kept,

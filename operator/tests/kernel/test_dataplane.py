@@ -1,9 +1,11 @@
 """The data path on a real kernel: what it makes, that a restart writes nothing, what it leaves alone."""
 
+import asyncio
 import errno
 import socket
+import threading
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from netloom.kernel.mesh.keeper import MeshReport
 from netloom.kernel.mesh.mesh import Mesh
 from netloom.kernel.mesh.rows import PeerRows
 from netloom.kernel.mesh.tunnel_device import DeviceStep
-from netloom.kernel.netlink.sockets import KernelRefusal
+from netloom.kernel.netlink.sockets import CommandSocket, KernelRefusal
 from tests.kernel.conftest import Planes
 from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, running
 from tests.kernel.netns import Namespace
@@ -384,6 +386,28 @@ async def test_from_which_other_addresses_the_node_may_send(node: Namespace, pla
         await eventually(lambda: plane.report.sources == (bytes([10, 7, 0, 1]),))
         node.ip("route delete 192.168.7.2/32 dev eth0")
         await eventually(lambda: plane.report.sources == ())
+
+
+async def test_what_was_sent_is_pending_until_the_kernel_has_answered(
+    node: Namespace, planes: Planes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer is counted as soon as it is known: who asks meanwhile must not hear that all is well."""
+    plane = await planes.open()
+    assert (await plane.apply(many(1))).in_sync
+    asked, answer, execute = threading.Event(), threading.Event(), CommandSocket.execute
+
+    def slow(commands: CommandSocket, messages: Sequence[bytes]) -> dict[int, KernelRefusal]:
+        asked.set()
+        answer.wait(10)
+        return execute(commands, messages)
+
+    monkeypatch.setattr(CommandSocket, "execute", slow)
+    applying = asyncio.create_task(plane.apply(many(2)))
+    await asyncio.to_thread(asked.wait, 10)
+    await asyncio.sleep(0)
+    assert (plane.report.peers, plane.report.pending) == (2, 3)
+    answer.set()
+    assert (await applying).pending == 0
 
 
 async def test_a_first_start_works_out_each_peer_once(

@@ -38,10 +38,13 @@ async def test_a_batch_is_made_when_the_kernel_has_done_an_earlier_one() -> None
     table, worker = Table[int, int](), SlowWorker()
     count = (AHEAD + 2) * BATCH
     table.want_all(dict.fromkeys(range(count), 1))
-    update = asyncio.create_task(TableWriter({"row": table}, {"row": encode}).update(worker, Attempt()))  # type: ignore[arg-type]
+    writer = TableWriter({"row": table}, {"row": encode})
+    update = asyncio.create_task(writer.update(worker, Attempt()))  # type: ignore[arg-type]
     await until_asked(worker, AHEAD)
+    assert (writer.unanswered, len(table.pending)) == (AHEAD * BATCH, 2 * BATCH)
     worker.asked[0].set_result({})
     await until_asked(worker, AHEAD + 1)
+    assert (writer.unanswered, len(table.pending)) == (AHEAD * BATCH, BATCH)
     worker.asked[1].set_result({7: KernelRefusal(1)})
     await until_asked(worker, AHEAD + 2)
     for answer in worker.asked[2:]:
@@ -50,6 +53,7 @@ async def test_a_batch_is_made_when_the_kernel_has_done_an_earlier_one() -> None
     refused = BATCH + 7
     assert [each.item for each in outcome.refused] == [("row", refused)]
     assert table.pending == {refused}
+    assert writer.unanswered == 0
     written = [key for _, keys in outcome.written for key in keys]
     assert written == [key for key in range(count) if key != refused]
 

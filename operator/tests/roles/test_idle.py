@@ -14,6 +14,7 @@ from netloom.roles.agent import STUCK, Agent
 from netloom.roles.agent_sources import AgentOptions, cluster_sources
 from netloom.runtime.client import Api
 from netloom_reconcilers.conditions import Readiness
+from netloom_reconcilers.features.node import NodeFeature
 from tests.roles.test_crashes import NODE_PATH, put_network, running
 from tests.runtime.scripted import ScriptedApi, refuse, until
 
@@ -112,6 +113,11 @@ async def test_which_keepers_count_as_stuck(server: ScriptedApi, api: Api, tmp_p
     assert agent._idle() == ""
 
 
+class Writing(NodeFeature):
+    name = "writing"
+    is_writing = True
+
+
 async def test_an_agent_that_may_not_write_its_lease_goes_on(server: ScriptedApi, api: Api, tmp_path: Path) -> None:
     put_network(server)
     server.put(NODE_PATH, {"metadata": {"name": "node-1", "generation": 1}, "spec": {}})
@@ -124,3 +130,5 @@ async def test_an_agent_that_may_not_write_its_lease_goes_on(server: ScriptedApi
         assert list(wrong) == ["sign of life"]
         assert "leases is forbidden" in str(agent.facts()["signOfLife"])
         assert (agent.facts()["inSync"], agent.manager.crashes) == (True, ())
+        agent.features = [Writing(agent.context)]
+        assert (agent.facts()["inSync"], agent.facts()["errors"]) == (False, [])

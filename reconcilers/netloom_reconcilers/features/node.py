@@ -156,6 +156,11 @@ class NodeFeature:
         """Whether the first whole desired state has been handed over: readiness waits for it."""
         return True
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether what `facts` shows is not all in the kernel yet, without an error: it is on its way."""
+        return False
+
     def errors(self) -> list[str]:
         """All that keeps what it owns from being as desired, as sentences; the obstacle's, too."""
         return []

@@ -144,6 +144,11 @@ class TunnelsFeature(KernelFeature):
         absent, networks = map(format_address, self.keeper.absent), map(str, outermost(self.keeper.connected))
         return MachineFacts(frozenset(absent), frozenset(networks))
 
+    @property
+    def is_writing(self) -> bool:
+        """Peers are counted as soon as they are known."""
+        return self.keeper.report.pending > 0
+
     def facts(self) -> dict[str, object]:
         """The data path's figures."""
         report = self.keeper.report

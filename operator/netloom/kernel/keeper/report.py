@@ -31,7 +31,7 @@ class Failure(msgspec.Struct, frozen=True):
 class KeeperReport(msgspec.Struct, frozen=True, kw_only=True):
     """The state of what one keeper keeps.
 
-    pending:  entries that are not yet as desired.
+    pending:  entries that are not yet as desired, or sent and not yet answered.
     converging: a pass is under way: what it has sent counts as done until the kernel says no.
     contended: entries that somebody changes again and again; their repair is delayed.
     written:  requests written since `open`, by message type.

@@ -51,6 +51,12 @@ class TableWriter:
         """Both by kind; deletions are sent in the reverse order of kinds."""
         self._tables = tables
         self._encoders = encoders
+        self._under_way: list[Batch] = []
+
+    @property
+    def unanswered(self) -> int:
+        """Entries that were sent, which the tables take for done: the kernel has not answered yet."""
+        return sum(len(batch.writes) for batch in self._under_way if not batch.answer.done())
 
     async def update(self, worker: Worker, attempt: Attempt) -> Outcome:
         """Send all that is missing or different and not delayed. Raises AnswerLost."""
@@ -81,6 +87,7 @@ class TableWriter:
                 batches[-AHEAD].settle()
             self._tables[kind].assume(part)
             batches.append(Batch(kind, part, worker.submit(self._encoders[kind](part))))
+            self._under_way = batches
 
     async def _outcome(self, batches: Sequence[Batch]) -> Outcome:
         """Wait for all answers, and correct the tables by what was refused."""
@@ -88,7 +95,7 @@ class TableWriter:
         if not batches:
             return outcome  # `gather` of nothing waits for a turn of the event loop
         answers = await asyncio.gather(*[batch.answer for batch in batches], return_exceptions=True)
-        lost = None
+        self._under_way, lost = [], None
         for batch, answer in zip(batches, answers, strict=True):
             if isinstance(answer, BaseException):
                 lost = answer

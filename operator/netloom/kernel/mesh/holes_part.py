@@ -39,7 +39,7 @@ class MeshHoles(Part[Desired]):
 
     def count_pending(self) -> int:
         """Without a walk over them."""
-        return len(self._holes.table.pending)
+        return self._writer.unanswered + len(self._holes.table.pending)
 
     def doubt(self) -> None:
         """The mesh's rows are told the same, and read these along with their own."""

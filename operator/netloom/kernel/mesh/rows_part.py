@@ -124,7 +124,7 @@ class MeshRows(Part[Desired]):
 
     def count_pending(self) -> int:
         """Without a walk over them."""
-        return sum(len(table.pending) for table in self.mesh.tables.values())
+        return self._writer.unanswered + sum(len(table.pending) for table in self.mesh.tables.values())
 
     def whose(self, item: Item) -> str:
         """By the peers as they are."""
