@@ -11,9 +11,9 @@ class DefinitionCondition(Struct, frozen=True):
 
 
 class DefinitionStatus(Struct, frozen=True):
-    """status of a CustomResourceDefinition."""
+    """status of a CustomResourceDefinition; one just made has null for conditions."""
 
-    conditions: tuple[DefinitionCondition, ...] = ()
+    conditions: tuple[DefinitionCondition, ...] | None = ()
 
 
 class CustomResourceDefinition(Struct, frozen=True):
@@ -25,7 +25,7 @@ class CustomResourceDefinition(Struct, frozen=True):
     @property
     def established(self) -> bool:
         """Whether objects of it are served. One that is being deleted is: its objects go first."""
-        return any(each.type == "Established" and each.status == "True" for each in self.status.conditions)
+        return any(each.type == "Established" and each.status == "True" for each in self.status.conditions or ())
 
 
 DEFINITIONS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", CustomResourceDefinition)

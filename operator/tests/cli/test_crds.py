@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from netloom.api.errors import UserError
+from netloom.api.extensions import DEFINITIONS
 from netloom.cli.crds import read
+from netloom.runtime.wire import decode
 
 CRDS = Path(__file__).resolve().parents[3] / "crds"
 
@@ -28,3 +30,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, text: str, said: 
     with pytest.raises(UserError) as refusal:
         read(tmp_path)
     assert said in str(refusal.value)
+
+
+def test_one_that_was_just_made_is_not_served_yet() -> None:
+    """The API server says null where none of its controllers has looked yet, as no other object does."""
+    said = b'{"metadata": {"name": "a"}, "status": {"conditions": null, "acceptedNames": {}, "storedVersions": ["v1"]}}'
+    assert decode(DEFINITIONS, said).established is False
