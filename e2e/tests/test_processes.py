@@ -36,10 +36,14 @@ OWNER_OF_A_LAB = """
 import json, os, subprocess, sys
 from pathlib import Path
 from netloom_e2e import processes
-from netloom_e2e.lab import Lab
+from netloom_e2e.lab import Lab, wait_for
+from netloom_e2e.namespaces import NETNS
 prefix, disk = f"nly{os.getpid() % 10000}", Path(sys.argv[1])
 with Lab(prefix) as lab, processes.mounted(disk, "size=64k"):
-    sleeper = subprocess.Popen([*lab.add_node("n1").enter, "sleep", "1000"])
+    place = lab.add_node("n1")
+    sleeper = subprocess.Popen([*place.enter, "sleep", "1000"])
+    inside = Path(f"/proc/{sleeper.pid}/ns/net")
+    wait_for("it to be in there", lambda: inside.stat().st_ino == (NETNS / place.name).stat().st_ino)
     print(json.dumps([prefix, sleeper.pid, processes.own()._keeper.pid]), flush=True)
     sys.stdin.read()
 """
