@@ -229,7 +229,7 @@ async def test_ipv6_ends_where_the_mtu_is_too_small_for_it_and_comes_back(node: 
             "mtu netloom_vxlan: 1250 bytes are less than the 1280 that IPv6 needs (eth0 has 1300, less 50 for the "
             "tunnel), so IPv6 packets of pods do not pass. Let the network between the nodes carry 1330"
         ]
-        assert plane.report.pending == 1
+        await eventually(lambda: plane.report.pending == 1, lambda: str(plane.report))
         node.ip("link set eth0 mtu 1500")
         await becomes(node.owned, before)
         await eventually(lambda: plane.report.in_sync, lambda: str(plane.report))
