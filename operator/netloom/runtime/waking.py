@@ -4,8 +4,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
-LEAST_SECONDS = 0.001
-"""Before an alarm rings: what rings too early, and so sets it again, goes on to do so until the time has come."""
+from netloom.runtime.queue import TICK_SECONDS
 
 
 async def wait(woken: asyncio.Event, seconds: float | None) -> None:
@@ -30,7 +29,7 @@ class Alarm:
     def set(self, seconds: float) -> None:
         """Ring in so many seconds, if not before."""
         loop = asyncio.get_running_loop()
-        at = loop.time() + max(seconds, LEAST_SECONDS)
+        at = loop.time() + max(seconds, TICK_SECONDS)
         if at >= self._at:
             return
         if self._timer is not None:
