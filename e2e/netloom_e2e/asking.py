@@ -124,9 +124,9 @@ class Ask:
             return [*_OF_NAMES[self.verb][:1], *target, *_OF_NAMES[self.verb][1:]], None, {}
         match self.verb:
             case "edit":
-                return ["edit", *target], None, {"KUBE_EDITOR": self._editor(plane)}
+                return ["edit", *target], None, self._editor(plane)
             case "edit status":
-                return ["edit", *target, "--subresource=status"], None, {"KUBE_EDITOR": self._editor(plane)}
+                return ["edit", *target, "--subresource=status"], None, self._editor(plane)
             case "patch json" | "patch json status":
                 return ["patch", *target, *_PATCH[self.verb], f"--patch={json.dumps(self._json_patch())}"], None, {}
             case "replace status":
@@ -144,12 +144,13 @@ class Ask:
         namespace = self.manifest["metadata"].get("namespace")
         return [resource, self.manifest["metadata"]["name"], *([f"--namespace={namespace}"] if namespace else [])]
 
-    def _editor(self, plane: ControlPlane) -> str:
-        """A command that saves the object with the change made, as a person would."""
+    def _editor(self, plane: ControlPlane) -> dict[str, str]:
+        """The environment in which an editor saves the object with the change made, as a person would. What is refused
+        kubectl leaves in a file for the next try, here with all else of the control plane."""
         live = plane.client.request("GET", path_of(self.manifest))
         edited = plane.state / "edited.yaml"
         edited.write_text(yaml.safe_dump(merged(live, self.change)))
-        return f"cp {shlex.quote(str(edited))}"
+        return {"KUBE_EDITOR": f"cp {shlex.quote(str(edited))}", "TMPDIR": str(plane.state)}
 
     def _json_patch(self) -> list[Manifest]:
         """One operation for each field below the top that the change sets or takes away."""
