@@ -25,7 +25,7 @@ from netloom.kernel.mesh.row_messages import (
     encode_routes,
     probe_neighbour,
 )
-from netloom.kernel.mesh.rows import Nexthop, OddRoute, RouteContent, SeenNexthop, SeenRoute
+from netloom.kernel.mesh.rows import EDITED, Nexthop, OddRoute, RouteContent, SeenNexthop, SeenRoute
 from netloom.kernel.netlink import messages
 from netloom.kernel.netlink.fib_lookup import ask_route
 from netloom.kernel.netlink.messages import (
@@ -37,7 +37,7 @@ from netloom.kernel.netlink.messages import (
     nested,
 )
 from netloom.kernel.netlink.neighbours import SeenNeighbour, dump_neighbours, encode_neighbours, read_neighbour
-from netloom.kernel.netlink.sockets import CommandSocket
+from netloom.kernel.netlink.sockets import CommandSocket, EventSocket, walk
 from netloom.kernel.netlink.template import marker, message_template
 from tests.kernel.netns import Namespace
 
@@ -240,6 +240,25 @@ def test_what_the_kernel_shows_is_read_as_pyroute2_decodes_it(node: Namespace) -
         assert read(*place) == seen
         assert seen is None or not seen.mac or seen == neighbour_by_pyroute2(*place)
     commands.close()
+
+
+def test_a_route_that_is_to_expire_is_told_from_those_like_it(node: Namespace) -> None:
+    """In a dump, and in the events of its making (that of its end says nothing of a lifetime)."""
+    node.ip("nexthop add id 7 via fd00:7::2 dev eth0 onlink")
+    events, read = EventSocket(["ipv6-route"]), row_readers.route_reader().read
+    for number in range(3):
+        node.ip(f"route add fd00:9:{number}::/64 nhid 7 proto 158{' expires 60' if number == 1 else ''}")
+    commands = CommandSocket()
+    contents = {seen.key: seen.content for seen in reader.routes(commands).ours}
+    commands.close()
+    told = []
+    while (buffer := events.receive()) is not None:
+        told += [read(buffer, start, end) for _kind, _flags, _sequence, start, end in walk(buffer)]
+    events.close()
+    keys = [Cidr.parse(f"fd00:9:{number}::/64") for number in range(3)]
+    right = [RouteContent(7), EDITED, RouteContent(7)]
+    assert contents == dict(zip(keys, right, strict=True))
+    assert [(seen.key, seen.content) for seen in told if seen] == [*contents.items()]
 
 
 def test_the_way_to_an_address_is_read_as_pyroute2_decodes_it(node: Namespace) -> None:

@@ -62,10 +62,11 @@ _ENCAP_ID, _ENCAP_DST, _ENCAP_SRC, _ENCAP_TTL, _ENCAP_TOS, _ENCAP_FLAGS, _ENCAP_
 
 _NEXTHOP = struct.Struct("=BBBBI")  # family, scope, protocol, reserved, flags
 
-
 _CACHEINFO = struct.pack("=HH", 36, RTA_CACHEINFO)
 _CACHEINFO_TO_END = 36 + 8
 """The head of that attribute, and the bytes from there to the end, RTA_PREF being the last."""
+_EXPIRES = slice(8, 12)
+"""Of rta_cacheinfo, a route's lifetime: 0 of one that has none."""
 
 
 def route_is_ours(buffer: bytes, start: int) -> bool:
@@ -96,8 +97,9 @@ def _expires(buffer: bytes, start: int, end: int) -> bool:
     all are looked at only where it is not."""
     at = end - _CACHEINFO_TO_END
     if buffer[at : at + 4] != _CACHEINFO:
-        return any(attributes(buffer, start + 12, end).get(RTA_CACHEINFO, b"")[8:12])
-    return buffer[at + 12 : at + 16] != bytes(4)
+        return any(attributes(buffer, start + 12, end).get(RTA_CACHEINFO, b"")[_EXPIRES])
+    at += 4
+    return buffer[at + _EXPIRES.start : at + _EXPIRES.stop] != bytes(4)
 
 
 def read_whole_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
@@ -242,11 +244,18 @@ def nexthop_reader() -> TemplateReader[SeenNexthop]:
 
 
 def route_reader() -> TemplateReader[SeenRoute | None]:
-    """Of RTM_NEWROUTE: destination and nexthop vary, and so does all that follows, which says what the nexthop is."""
+    """Of RTM_NEWROUTE and RTM_DELROUTE: destination and nexthop vary, and so does all that follows, which says what the
+    nexthop is, but for the lifetime."""
 
     def varying(sample: bytes, seen: SeenRoute | None) -> list[Place | None]:
-        ours = seen is not None and isinstance(seen.key, Cidr) and seen.content.nexthop
-        return _and_the_rest(sample, RTA_DST, RTA_NH_ID) if ours else [None]
+        if seen is None or not isinstance(seen.key, Cidr) or not seen.content.nexthop:
+            return [None]
+        fields = _and_the_rest(sample, RTA_DST, RTA_NH_ID)
+        cache, rest = places(sample, 12, len(sample)).get(RTA_CACHEINFO), fields[2]
+        if cache is not None and rest is not None:
+            lifetime = cache[0] + _EXPIRES.start, cache[0] + _EXPIRES.stop
+            fields[2:] = [(rest[0], lifetime[0]), (lifetime[1], rest[1])]
+        return fields
 
     def like(sample: Any, fields: Sequence[bytes]) -> SeenRoute:
         content = RouteContent(int.from_bytes(fields[1], sys.byteorder), sample.content.mtu)

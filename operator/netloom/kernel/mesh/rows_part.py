@@ -29,6 +29,8 @@ from netloom.kernel.mesh.row_readers import (
     read_nexthop,
     read_rival_prefix,
     read_route,
+    route_is_ours,
+    route_reader,
 )
 from netloom.kernel.mesh.rows import UNREACHABLE, OddRoute, RouteKey, SeenRoute
 from netloom.kernel.mesh.withheld import cutting_off
@@ -37,7 +39,7 @@ from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.links import is_endpoint, read_address, read_link
 from netloom.kernel.netlink.neighbours import read_neighbour
 from netloom.kernel.netlink.sockets import BATCH, AnswerLost
-from netloom.kernel.ownership import DEVICE_PREFIX, MESH, ROUTE_PROTOCOL
+from netloom.kernel.ownership import DEVICE_PREFIX, MESH
 
 PROBE_SECONDS = 3.0
 """Between questions to peers that do not answer on their network: as often as the kernel asks when it sends to them.
@@ -81,6 +83,7 @@ class MeshRows(Part[Desired]):
         self._found: list[Item] = []
         self._lost_nexthops: set[int] = set()
         self._writer = Writer(mesh)
+        self._read_own = route_reader().read
         self.node_network = SeenNodeNetwork()
 
     # ------------------------------------------------------------------------------------------- what is wanted
@@ -298,34 +301,42 @@ class MeshRows(Part[Desired]):
             self._lost_nexthops = set()
 
     def _route(self, kind: int, flags: int, buffer: bytes, start: int, end: int) -> None:
+        gone, replaced = kind == wire.RTM_DELROUTE, bool(flags & wire.REPLACE)
+        if route_is_ours(buffer, start):
+            seen = self._read_own(buffer, start, end)
+            if seen is None:
+                return
+            if not seen.owned:
+                if hole := hole_of(seen):
+                    self.mesh.holes.saw(hole, None if gone else seen.content)
+                return  # else another part's
+            key = seen.key
+            if key in self.mesh.rivals.crowded and (gone or replaced):
+                self._resync_due = True  # of which of them this was told, is not
+            elif not gone and self.mesh.seen.is_second(key, flags):
+                key = self.mesh.rivals.saw_second(replace(seen, body=read_body(buffer, start, end)))
+                self._touched.add(("route", key))
+                return
+        else:
+            self._around(buffer, start, end, gone=gone, replaced=replaced)
+            seen = read_route(buffer, start, end)
+            if seen is None:
+                return
+            self._rival(seen, buffer, start, end, gone=gone, flags=flags)
+        if self.mesh.seen.lost_route(seen) if gone else self.mesh.seen.saw_route(seen, replaced=replaced):
+            self._touched.add(("route", seen.key))
+
+    def _around(self, buffer: bytes, start: int, end: int, *, gone: bool, replaced: bool) -> None:
+        """A foreign route, in whatever table, by which the node may reach others."""
         route = read_node_route(buffer, start, end)
         if route is not None:
-            replaced = bool(flags & wire.REPLACE) and kind == wire.RTM_NEWROUTE
-            self.node_network.saw_route(route, gone=kind == wire.RTM_DELROUTE, replaced=replaced)
-            if replaced and self.mesh.rivals.knows(route.destination):
+            taken = replaced and not gone
+            self.node_network.saw_route(route, gone=gone, replaced=taken)
+            if taken and self.mesh.rivals.knows(route.destination):
                 self.node_network.due = True  # it may have been another's, and ours is still there
         destination = read_destination(buffer, start, end)
         if destination is not None:
             self.mesh.fib.route_changed(*destination)
-        seen = read_route(buffer, start, end)
-        if seen is None:
-            return
-        key, gone, replaced = seen.key, kind == wire.RTM_DELROUTE, bool(flags & wire.REPLACE)
-        if not seen.owned:
-            if hole := hole_of(seen):
-                self.mesh.holes.saw(hole, None if gone else seen.content)
-                return
-            if seen.protocol == ROUTE_PROTOCOL:
-                return  # another part's
-            self._rival(seen, buffer, start, end, gone=gone, flags=flags)
-        elif key in self.mesh.rivals.crowded and (gone or replaced):
-            self._resync_due = True  # of which of them this was told, is not
-        elif not gone and self.mesh.seen.is_second(key, flags):
-            key = self.mesh.rivals.saw_second(replace(seen, body=read_body(buffer, start, end)))
-            self._touched.add(("route", key))
-            return
-        if self.mesh.seen.lost_route(seen) if gone else self.mesh.seen.saw_route(seen, replaced=replaced):
-            self._touched.add(("route", key))
 
     def _rival(self, seen: SeenRoute, buffer: bytes, start: int, end: int, *, gone: bool, flags: int) -> None:
         """A foreign route that may come before one of ours."""
