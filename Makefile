@@ -75,7 +75,7 @@ bench-codec: setup ## What a netlink message costs by pyroute2's class, by hand 
 	@$(PY) e2e/bench/codec.py
 
 bench-drift: setup ## Repair of what somebody deletes or edits in the kernel, with PEERS peers
-	@$(PY) e2e/bench/drift.py --peers $(PEERS)
+	@$(PY) e2e/bench/drift.py --peers $(PEERS) --features '$(FEATURES)'
 
 bench-restart: setup ## Restarts of an agent with PEERS peers while a flow runs through the tunnel
 	@$(PY) e2e/bench/restart.py --peers $(PEERS) --features '$(FEATURES)'

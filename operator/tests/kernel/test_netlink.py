@@ -4,12 +4,20 @@ import errno
 
 import pytest
 
-from netloom.cidr import Cidr
+from netloom.cidr import Cidr, format_address
 from netloom.kernel.mesh.row_messages import dump_nexthops, encode_routes
 from netloom.kernel.mesh.rows import RouteContent
 from netloom.kernel.netlink.messages import LinkMessage, encode
-from netloom.kernel.netlink.sockets import BATCH, CommandSocket, EventSocket, KernelRefusal, Overflow, RefusedError
-from netloom.kernel.netlink.wire import RTM_GETLINK, RTM_NEWROUTE
+from netloom.kernel.netlink.sockets import (
+    BATCH,
+    CommandSocket,
+    EventSocket,
+    KernelRefusal,
+    Overflow,
+    RefusedError,
+    walk,
+)
+from netloom.kernel.netlink.wire import RTA_DST, RTM_DELROUTE, RTM_GETLINK, RTM_NEWROUTE, attributes
 from tests.kernel.netns import Namespace
 
 
@@ -57,6 +65,36 @@ def test_own_events_are_not_heard_and_others_are(node: Namespace) -> None:
     assert len(heard) == 1
     events.close()
     commands.close()
+
+
+@pytest.mark.parametrize("ports", [0, 1, 20])
+def test_a_protocols_routes_by_nexthop_objects_are_not_heard_and_others_are(node: Namespace, ports: int) -> None:
+    """Made, replaced and deleted; but for those to one address."""
+    node.ip("nexthop add id 7 via 192.168.7.2 dev eth0")
+    node.ip("nexthop add id 8 via fd00:7::2 dev eth0 onlink")
+    deaf_to = range(1, ports + 1)
+    events = EventSocket(["ipv4-route", "ipv6-route", "link"], deaf_to=deaf_to, without_routes_of=158)
+    unheard = ["10.1.0.0/24 nhid 7", "10.2.0.0/31 nhid 7", "0.0.0.0/1 nhid 7", "fd00:9::/64 nhid 8"]
+    heard = ["10.1.0.9 nhid 7", "fd00:9::9 nhid 8", "10.3.0.0/24 via 192.168.7.2", "unreachable 10.4.0.0/24"]
+    for route in (*unheard, *heard):
+        for command in (f"add {route}", f"replace {route} mtu 1300", f"del {route}"):
+            node.ip(f"route {command} proto 158")
+    node.ip("route add 10.1.0.0/24 nhid 7 proto static")
+    node.ip("link add other type bridge")
+    told = []
+    while (buffer := events.receive()) is not None:
+        for kind, _flags, _sequence, start, end in walk(buffer):
+            if kind in (RTM_NEWROUTE, RTM_DELROUTE):
+                destination = attributes(buffer, start + 12, end)[RTA_DST]
+                told.append(f"{format_address(destination)}/{buffer[start + 1]}")
+            else:
+                told.append("another")
+    events.close()
+    each = [route.removeprefix("unreachable ").split()[0] for route in heard]
+    three_times = [
+        route if "/" in route else f"{route}/{128 if ':' in route else 32}" for route in each for _ in range(3)
+    ]
+    assert told == [*three_times, "10.1.0.0/24", "another"]
 
 
 def test_lost_events_are_noticed(node: Namespace) -> None:

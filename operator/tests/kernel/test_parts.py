@@ -7,12 +7,16 @@ import importlib
 import itertools
 import pkgutil
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
 from netloom import kernel
 from netloom.kernel import ownership
+from netloom.kernel.endpoints.endpoint import Endpoints
+from netloom.kernel.endpoints.part import EndpointsPart
 from netloom.kernel.keeper import retries
 from netloom.kernel.keeper.retries import Retries
 from netloom.kernel.masquerade.part import MasqueradeTable
@@ -20,8 +24,10 @@ from netloom.kernel.mesh.desired import Desired
 from netloom.kernel.mesh.encapsulation import NO_ENCAPSULATION, VXLAN
 from netloom.kernel.mesh.keeper import MeshKeeper, MeshReport
 from netloom.kernel.mesh.mesh import Mesh
+from netloom.kernel.mesh.node_network_part import NodeNetworkKeeper, NodeNetworkPart
 from netloom.kernel.mesh.rows import DeviceState
 from netloom.kernel.mesh.rows_part import MeshRows
+from netloom.kernel.netlink import wire
 from netloom.kernel.ownership import ENDPOINTS, MESH, PROBE, Ownership
 from tests.kernel.conftest import Planes
 from tests.kernel.faults import FaultyCommands
@@ -29,6 +35,7 @@ from tests.kernel.meshes import becomes, eventually, here, many, mesh, peer, run
 from tests.kernel.netns import Namespace
 from tests.kernel.nft import masquerading
 from tests.kernel.pods import PodKeeper, PodRoutes, Pods
+from tests.kernel.wired_pods import endpoints_of
 
 SHOW = "route show proto 158"
 PODS: Pods = {f"10.1.0.{number}": f"netloom_p{number}" for number in (5, 6)}
@@ -53,6 +60,41 @@ async def pods_of(node: Namespace) -> AsyncIterator[tuple[PodKeeper, PodRoutes]]
         yield keeper, part
     finally:
         await keeper.close()
+
+
+async def test_routes_to_other_nodes_pods_are_told_to_the_mesh_alone(
+    node: Namespace, planes: Planes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Be they written or deleted; a peer's single address, which a pod here may have, to all."""
+    heard: list[type] = []
+    for part in (EndpointsPart, NodeNetworkPart, MeshRows):
+
+        def hear(self: Any, kind: int, *event: Any, told: Any = part.hear) -> None:
+            if kind in (wire.RTM_NEWROUTE, wire.RTM_DELROUTE):
+                heard.append(type(self))
+            told(self, kind, *event)
+
+        monkeypatch.setattr(part, "hear", hear)
+    plane = await planes.open()
+    await plane.apply(mesh())
+    async with contextlib.AsyncExitStack() as stack:
+        around = NodeNetworkKeeper(lambda: None, resync_seconds=None)
+        await around.open()
+        stack.push_async_callback(around.close)
+        keeper = await stack.enter_async_context(endpoints_of(node))
+        await keeper.apply(Endpoints())
+        await around.around()
+        for each in (plane, keeper, around):
+            await stack.enter_async_context(running(each))
+        heard.clear()
+        desired = mesh(*range(2, 50))
+        await plane.apply(desired)
+        node.batch([f"route delete 10.{number}.0.0/24" for number in range(2, 50)])
+        await eventually(lambda: plane.stats["newroute"] == 2 * 48 + 48)
+        desired.set_peer(peer(60, "10.60.0.9/32"))
+        await plane.apply(desired)
+        await eventually(lambda: {EndpointsPart, NodeNetworkPart} <= set(heard))
+    assert Counter(heard) == {MeshRows: 48, EndpointsPart: 1, NodeNetworkPart: 1}
 
 
 def test_no_two_parts_own_the_same() -> None:

@@ -43,6 +43,7 @@ class EndpointsPart(HostEnds, Part[Endpoints]):
     owns = ENDPOINTS
     state = ("dump", "pods' devices")
     groups = ("link", "neigh", "ipv4-route", "ipv6-route", "ipv4-addr", "ipv6-addr", "ipv4-netconf")
+    hears_peers = False
 
     def __init__(self, *, retaining: bool = True) -> None:
         super().__init__(retaining=retaining)

@@ -25,6 +25,7 @@ from netloom.kernel.keeper.report import KeeperReport, PlannedChange, entry
 from netloom.kernel.keeper.retries import FIRST_SECONDS, TICK_SECONDS, Item, Retries, item_text
 from netloom.kernel.netlink.kernel_thread import KernelThread
 from netloom.kernel.netlink.sockets import BUFFER, AnswerLost, CommandSocket, EventSocket, Overflow, walk
+from netloom.kernel.ownership import ROUTE_PROTOCOL
 
 log = structlog.get_logger(__name__)
 
@@ -332,7 +333,8 @@ class Keeper(Generic[D, R]):
         if self._listener is None:
             groups = dict.fromkeys(group for part in self._parts for group in part.groups)
             deaf_to = (self._worker.commands.port, *self._unheard)
-            self._listener = EventSocket(groups, deaf_to=deaf_to, buffer=self._event_buffer)
+            without = None if any(part.hears_peers for part in self._parts) else ROUTE_PROTOCOL
+            self._listener = EventSocket(groups, deaf_to=deaf_to, without_routes_of=without, buffer=self._event_buffer)
             self._doubt()
             self._listen()
         return self._worker

@@ -79,12 +79,14 @@ class Part(ABC, Generic[D]):
 
     state: by which the failure to read what is owned is known.
     groups, kinds: multicast groups (netlink.GROUPS) and message types of the events that it is told of.
+    hears_peers: whether that includes the routes to other nodes' pods, which may come and go by the thousand.
     """
 
     owns: Ownership
     state: Item
     groups: tuple[str, ...]
     kinds: frozenset[int]
+    hears_peers: bool = True
 
     @property
     @abstractmethod

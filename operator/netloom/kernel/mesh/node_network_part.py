@@ -30,6 +30,7 @@ class NodeNetworkPart(Part[bool]):
     owns = Ownership()
     state = ("dump", "the node's devices, addresses and routes")
     groups = ("link", "ipv4-addr", "ipv6-addr", "ipv4-route", "ipv6-route")
+    hears_peers = False
     due = False
     kinds = frozenset(
         (

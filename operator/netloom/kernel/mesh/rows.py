@@ -18,7 +18,7 @@ from netloom.kernel.mesh.encapsulation import TUNNEL_TTL, Encapsulation
 from netloom.kernel.netlink.links import device_name
 from netloom.kernel.netlink.neighbours import NeighbourKey
 from netloom.kernel.netlink.wire import RTA_GATEWAY, RTA_NH_ID, RTA_OIF, RTA_PREFSRC, RTA_VIA, attributes, number
-from netloom.kernel.ownership import MESH
+from netloom.kernel.ownership import MESH, ROUTE_PROTOCOL
 
 _KINDS = {
     2: "local ",
@@ -122,9 +122,10 @@ class SeenRoute(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def owned(self) -> bool:
-        """The mesh's by protocol and metric."""
-        key = self.key
-        return MESH.route(self.protocol, key.metric if isinstance(key, OddRoute) else DEFAULT_METRIC[key.version])
+        """The mesh's by protocol and metric; one that is not odd has the metric of all that the mesh writes."""
+        if isinstance(self.key, OddRoute):
+            return MESH.route(self.protocol, self.key.metric)
+        return self.protocol == ROUTE_PROTOCOL
 
 
 class SeenNexthop(msgspec.Struct, frozen=True, gc=False):

@@ -25,7 +25,7 @@ import msgspec
 
 from netloom.kernel.netlink import wire
 from netloom.kernel.netlink.kernel_thread import KernelThread
-from netloom.kernel.netlink.wire import HEADER, HEADER_SIZE, attributes
+from netloom.kernel.netlink.wire import HEADER, HEADER_SIZE, ROUTE, attributes
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 _SOL_NETLINK = 270
@@ -243,12 +243,21 @@ class CommandSocket:
 
 
 class EventSocket:
-    """The listening socket, non-blocking. What `deaf_to` (command sockets' ports) cause is not delivered."""
+    """The listening socket, non-blocking. What `deaf_to` (command sockets' ports) cause is not delivered; nor are, if
+    `without_routes_of` is a protocol, its routes by a nexthop object to more than one address."""
 
-    def __init__(self, groups: Iterable[str] = GROUPS, *, deaf_to: Iterable[int] = (), buffer: int = BUFFER) -> None:
+    def __init__(
+        self,
+        groups: Iterable[str] = GROUPS,
+        *,
+        deaf_to: Iterable[int] = (),
+        without_routes_of: int | None = None,
+        buffer: int = BUFFER,
+    ) -> None:
         numbers = [GROUPS[group] if group in GROUPS else NETFILTER_GROUPS[group] for group in groups]
         netfilter = any(group in NETFILTER_GROUPS for group in groups)
         self._socket = _netlink_socket(NETLINK_NETFILTER if netfilter else NETLINK_ROUTE, buffer)
+        self._without_routes_of = without_routes_of
         self.deafen(deaf_to)
         self._socket.bind((0, 0))
         for number in numbers:
@@ -257,7 +266,7 @@ class EventSocket:
 
     def deafen(self, ports: Iterable[int]) -> None:
         """What these command sockets' ports cause is not delivered from now on; what others were told to be, is."""
-        _drop_events_of(self._socket, tuple(ports))
+        _drop_events(self._socket, tuple(ports), self._without_routes_of)
 
     def fileno(self) -> int:
         """For the event loop."""
@@ -335,15 +344,41 @@ def _netlink_socket(protocol: int, receive_buffer: int = BUFFER) -> socket.socke
     return result
 
 
-def _drop_events_of(sock: socket.socket, ports: Sequence[int]) -> None:
-    """A classic BPF program: `if nlmsg_pid is one of these then drop`. 30,000 own events would have to be read
-    otherwise. (All messages of a datagram are of one sender.)"""
-    load_word, jump_if_equal, give = 0x20, 0x15, 0x06
-    # BPF loads words in network order, the header holds them in host order.
-    swapped = [int.from_bytes(port.to_bytes(4, sys.byteorder), "big") for port in ports]
-    checks = [(jump_if_equal, len(swapped) - at, 0, port) for at, port in enumerate(swapped)]
-    instructions = ((load_word, 0, 0, 12), *checks, (give, 0, 0, 0xFFFFFFFF), (give, 0, 0, 0))
-    program = b"".join(struct.pack("=HBBI", *each) for each in instructions)
+def _drop_events(sock: socket.socket, ports: Sequence[int], protocol: int | None) -> None:
+    """A classic BPF program: of 30,000 events that are no news each would have to be read otherwise. (All messages of
+    a datagram are of one sender, and there is one route in it.)"""
+    load_word, load_half, load_byte, load_number, load_index = 0x20, 0x28, 0x30, 0x00, 0x01
+    jump_if_equal, give = 0x15, 0x06
+    find_attribute = 0xFFFFF000 + 12  # SKF_AD_NLATTR: of the type in X, from A on
+    after_header, route_header = HEADER_SIZE, HEADER_SIZE + ROUTE.size
+
+    def swapped(number: int, size: int) -> int:
+        """BPF loads in network order, the header of a message is in host order."""
+        return int.from_bytes(number.to_bytes(size, sys.byteorder), "big")
+
+    # (operation, where to go on if it is so, where if it is not, value); "" is the next one.
+    steps: list[tuple[int, str, str, int]] = [(load_word, "", "", 12)]
+    steps += [(jump_if_equal, "drop", "", swapped(port, 4)) for port in ports]
+    if protocol is not None:
+        steps += [
+            (load_half, "", "", 4),
+            (jump_if_equal, "the one after", "", swapped(wire.RTM_NEWROUTE, 2)),
+            (jump_if_equal, "", "give", swapped(wire.RTM_DELROUTE, 2)),
+            (load_byte, "", "", after_header + 5),
+            (jump_if_equal, "", "give", protocol),
+            (load_byte, "", "", after_header + 1),
+            (jump_if_equal, "give", "", 32),
+            (jump_if_equal, "give", "", 128),
+            (load_index, "", "", wire.RTA_NH_ID),
+            (load_number, "", "", route_header),
+            (load_word, "", "", find_attribute),
+            (jump_if_equal, "", "drop", 0),
+        ]
+    steps += [(give, "", "", 0xFFFFFFFF), (give, "", "", 0)]
+    program = b""
+    for left, (operation, so, not_so, value) in zip(reversed(range(len(steps))), steps, strict=True):
+        skipped = {"": 0, "the one after": 1, "give": left - 2, "drop": left - 1}
+        program += struct.pack("=HBBI", operation, skipped[so], skipped[not_so], value)
     memory = ctypes.create_string_buffer(program)
     filter_program = struct.pack("HL", len(program) // 8, ctypes.addressof(memory))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_program)
