@@ -205,7 +205,7 @@ def read_route(buffer: bytes, start: int, end: int) -> SeenPodRoute | None:
     metric = wire.number(found.get(RTA_PRIORITY, b""))
     prefix = Cidr.of(found.get(RTA_DST) or bytes(SIZES[family]), length)
     ifindex = wire.number(found.get(RTA_OIF, b""))
-    expires = family == socket.AF_INET6 and any(found.get(RTA_CACHEINFO, b"")[8:12])
+    expires = family == socket.AF_INET6 and any(found.get(RTA_CACHEINFO, b"")[wire.CACHEINFO_EXPIRES])
     usual = RT_SCOPE_LINK if family == socket.AF_INET else RT_SCOPE_UNIVERSE
     odd = kind != RTN_UNICAST or scope != usual or expires or not _NEVER_WRITTEN.isdisjoint(found)
     return SeenPodRoute(RouteKey(prefix, ifindex, metric, tos), EDITED if odd else PLAIN, protocol)

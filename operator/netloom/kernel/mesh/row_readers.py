@@ -31,6 +31,7 @@ from netloom.kernel.mesh.rows import (
 from netloom.kernel.netlink.neighbours import SeenNeighbour, read_neighbour
 from netloom.kernel.netlink.template import Place, TemplateReader
 from netloom.kernel.netlink.wire import (
+    CACHEINFO_EXPIRES,
     NDA_DST,
     NDA_LLADDR,
     ROUTE,
@@ -65,8 +66,6 @@ _NEXTHOP = struct.Struct("=BBBBI")  # family, scope, protocol, reserved, flags
 _CACHEINFO = struct.pack("=HH", 36, RTA_CACHEINFO)
 _CACHEINFO_TO_END = 36 + 8
 """The head of that attribute, and the bytes from there to the end, RTA_PREF being the last."""
-_EXPIRES = slice(8, 12)
-"""Of rta_cacheinfo, a route's lifetime: 0 of one that has none."""
 
 
 def route_is_ours(buffer: bytes, start: int) -> bool:
@@ -97,9 +96,9 @@ def _expires(buffer: bytes, start: int, end: int) -> bool:
     all are looked at only where it is not."""
     at = end - _CACHEINFO_TO_END
     if buffer[at : at + 4] != _CACHEINFO:
-        return any(attributes(buffer, start + 12, end).get(RTA_CACHEINFO, b"")[_EXPIRES])
+        return any(attributes(buffer, start + 12, end).get(RTA_CACHEINFO, b"")[CACHEINFO_EXPIRES])
     at += 4
-    return buffer[at + _EXPIRES.start : at + _EXPIRES.stop] != bytes(4)
+    return buffer[at + CACHEINFO_EXPIRES.start : at + CACHEINFO_EXPIRES.stop] != bytes(4)
 
 
 def read_whole_route(buffer: bytes, start: int, end: int) -> SeenRoute | None:
@@ -196,9 +195,9 @@ def read_hops(found: Mapping[int, bytes]) -> list[tuple[int, Address]]:
 
 
 def read_destination(buffer: bytes, start: int, end: int) -> tuple[Address, int] | None:
-    """Destination and prefix length of somebody else's route, in whatever table."""
-    family, length, _source, _tos, _table, protocol = ROUTE.unpack_from(buffer, start)[:6]
-    if family not in SIZES or protocol == ROUTE_PROTOCOL:
+    """Destination and prefix length of a route, in whatever table."""
+    family, length = buffer[start], buffer[start + 1]
+    if family not in SIZES:
         return None
     return attributes(buffer, start + 12, end, RTA_DST).get(RTA_DST) or bytes(SIZES[family]), length
 
@@ -253,7 +252,7 @@ def route_reader() -> TemplateReader[SeenRoute | None]:
         fields = _and_the_rest(sample, RTA_DST, RTA_NH_ID)
         cache, rest = places(sample, 12, len(sample)).get(RTA_CACHEINFO), fields[2]
         if cache is not None and rest is not None:
-            lifetime = cache[0] + _EXPIRES.start, cache[0] + _EXPIRES.stop
+            lifetime = cache[0] + CACHEINFO_EXPIRES.start, cache[0] + CACHEINFO_EXPIRES.stop
             fields[2:] = [(rest[0], lifetime[0]), (lifetime[1], rest[1])]
         return fields
 
