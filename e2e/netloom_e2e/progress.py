@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -56,9 +58,13 @@ def follow(
     """Runs a command, its output into `log`, and shows what `describe` makes of the lines so far; its exit status."""
     progress = Progress(title)
     log.parent.mkdir(parents=True, exist_ok=True)
+    process: subprocess.Popen[bytes] | None = None
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=cwd, env=env)
         try:
+            with _interrupts_held():
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=cwd, env=env
+                )
             while True:
                 try:
                     status = process.wait(timeout=1)
@@ -66,12 +72,30 @@ def follow(
                 except subprocess.TimeoutExpired:
                     progress.show(describe(log.read_text(errors="replace").splitlines()))
         except BaseException:
-            process.send_signal(signal.SIGINT)  # which `go build` answers by ending its compilers
-            process.wait()
+            if process is not None:
+                process.send_signal(signal.SIGINT)  # which `go build` answers by ending its compilers
+                process.wait()
             progress.end("stopped")
             raise
     progress.end("done" if status == 0 else "failed")
     return status
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C in the block comes at its end: one in the middle of a start leaves a process that nobody knows of."""
+    answer = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(answer):
+        yield
+        return
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, answer)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def waiting(take: Callable[[], None], *, title: str) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -100,11 +101,11 @@ class WaitingGo:
     """A compiler that compiles nothing, and not before it is released. `environment` is that of who uses it."""
 
     def __init__(self, folder: Path) -> None:
-        self._pid, self.released = folder / "pid", folder / "released"
+        self.pid_file, self.released = folder / "pid", folder / "released"
         program = folder / "go"
         program.write_text(f"""#!/bin/sh
 [ "$1" = env ] && echo go1.99.0 && exit
-echo $$ >{self._pid}
+echo $$ >{self.pid_file}
 until [ -e {self.released} ]; do sleep 0.02; done
 while [ "$1" != -o ]; do shift; done
 touch "$2"
@@ -114,24 +115,26 @@ touch "$2"
 
     @property
     def started(self) -> bool:
-        return self._pid.exists() and self._pid.read_text().endswith("\n")
+        return self.pid_file.exists() and self.pid_file.read_text().endswith("\n")
 
     @property
     def pid(self) -> int:
-        return int(self._pid.read_text())
+        return int(self.pid_file.read_text())
 
     def build_beside(self, command: str) -> subprocess.CompletedProcess[str]:
         """`netloom-e2e build --beside`, whose command waits for the compiler."""
-        command = f"timeout 60 sh -c 'until [ -s {self._pid} ]; do sleep 0.02; done' && {command}"
+        command = f"timeout 60 sh -c 'until [ -s {self.pid_file} ]; do sleep 0.02; done' && {command}"
         words = [sys.executable, "-m", "netloom_e2e", "build", "control-plane", f"--beside={command}"]
         return subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture
-def waiting_go(source: Path, tmp_path: Path) -> WaitingGo:
+def waiting_go(source: Path, tmp_path: Path) -> Iterator[WaitingGo]:
     folder = tmp_path / "waiting"
     folder.mkdir()
-    return WaitingGo(folder)
+    compiler = WaitingGo(folder)
+    yield compiler
+    compiler.released.touch()  # where a test left it behind
 
 
 def test_ctrl_c_ends_the_compiler_and_leaves_no_half_of_it(source: Path, waiting_go: WaitingGo, tmp_path: Path) -> None:
@@ -143,6 +146,29 @@ def test_ctrl_c_ends_the_compiler_and_leaves_no_half_of_it(source: Path, waiting
     assert "stopped after 0:0" in said
     assert not processes.is_running(waiting_go.pid)
     assert [name for name in left(tmp_path) if not name.endswith(".log")] == []
+
+
+def test_ctrl_c_before_its_pid_is_known_ends_the_compiler_as_well(source: Path, waiting_go: WaitingGo) -> None:
+    """Between the compiler's first steps and the return of what started it."""
+    interrupted = f"""
+import os
+import signal
+import subprocess
+import time
+start = subprocess.Popen._execute_child
+def start_and_interrupt(self, arguments, *others):
+    start(self, arguments, *others)
+    if "build" in arguments:
+        while not os.path.exists({str(waiting_go.pid_file)!r}):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+subprocess.Popen._execute_child = start_and_interrupt
+"""
+    command = [sys.executable, "-c", interrupted + BUILDER, str(source)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=waiting_go.environment) as builder:
+        _, said = builder.communicate(timeout=20)
+    assert "stopped after 0:0" in said
+    assert not processes.is_running(waiting_go.pid)
 
 
 def test_something_else_runs_beside_a_build(waiting_go: WaitingGo, tmp_path: Path) -> None:
