@@ -16,6 +16,7 @@ from netloom.runtime import metrics
 from netloom.runtime.cancellation import only_if_asked
 from netloom.runtime.errors import ApiError, Conflict
 from netloom.runtime.queue import WorkQueue
+from netloom.runtime.time_limits import TimeLimit
 
 log = structlog.get_logger(__name__)
 
@@ -68,11 +69,12 @@ class Controller:
             self._queue.close()
 
     async def _work(self) -> None:
+        limit = TimeLimit(self._timeout)
         while True:
             key = await self._queue.get()
             began = time.perf_counter()
             try:
-                async with asyncio.timeout(self._timeout):
+                with limit:
                     again = await only_if_asked(self._reconcile(key))
             except UserError:
                 raise  # no retry mends it: the role ends, and says so

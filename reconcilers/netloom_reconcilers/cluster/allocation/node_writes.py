@@ -3,7 +3,6 @@
 The answer to each is in the cache when it returns, and is no event: who wrote comes back to the node by itself.
 """
 
-import asyncio
 from collections.abc import Collection
 from typing import TypeVar
 
@@ -16,6 +15,7 @@ from netloom.ipam.marks import REQUEST_SECONDS
 from netloom.ipam.plan import Block, Grant
 from netloom.runtime.errors import AlreadyExists, ApiError, Conflict, NotFound
 from netloom.runtime.store import Store
+from netloom.runtime.time_limits import TimedSemaphore
 from netloom_reconcilers.cluster.allocation import node_objects, waiting
 from netloom_reconcilers.cluster.allocation.commit_queue import CommitQueue
 from netloom_reconcilers.cluster.allocation.configuration import AllocationConfiguration
@@ -55,7 +55,7 @@ class NodeWrites(Member):
         self._addresses = addresses
         self._waiting = waiting_nodes
         self._refused = refused
-        self._writers = asyncio.Semaphore(writers)
+        self._writers = TimedSemaphore(writers, REQUEST_SECONDS)
         self._own: str | None = None
         self._creating: set[str] = set()
         """Nodes whose NetloomNode is being made: who does that comes back to it, whatever the watch tells first."""
@@ -74,8 +74,7 @@ class NodeWrites(Member):
                     return 0.0
                 sent = now
                 known = self._addresses.of(node, obj)
-                async with asyncio.timeout(REQUEST_SECONDS):
-                    written = await self._send(node, obj, grant.mode, grant.blocks, known.addresses)
+                written = await self._send(node, obj, grant.mode, grant.blocks, known.addresses)
             sent = None
         except (AlreadyExists, Conflict, NotFound):
             sent = None
@@ -178,7 +177,7 @@ class NodeWrites(Member):
     async def make(self, node: Node) -> NetloomNode | None:
         """A NetloomNode without blocks; None where somebody else has made one."""
         try:
-            async with self._writers, asyncio.timeout(REQUEST_SECONDS):
+            async with self._writers:
                 addresses = self._addresses.of(node, None).addresses
                 obj = await self._send(node, None, self._configuration.mode, (), addresses)
         except AlreadyExists:
