@@ -109,6 +109,7 @@ class ListWatch(Generic[T]):
         self._bad = 0
         self._answered = False  # by refusals, and no stream was good since
         self._suspect = False  # the history may be another one
+        self._fresh = False  # the position is a list's, and no stream has begun there
         self._verify_at = self._leave_at = math.inf
         self._listed_at = self._vouched_until = -math.inf
         self._began = self._heard_at = 0.0
@@ -133,7 +134,7 @@ class ListWatch(Generic[T]):
         return "" if self.following else self._wrong or "no watch is open that has proved anything"
 
     async def load(self) -> None:
-        """Lists once, for a command that does not follow. Raises ApiError."""
+        """Lists once: all that a command needs, and what `run` goes on from. Raises ApiError."""
         await self._list()
 
     async def run(self) -> None:
@@ -184,7 +185,7 @@ class ListWatch(Generic[T]):
         """A list, or the proof that none is needed; then one stream, to its end."""
         if self._now() >= self._verify_at or (self._suspect and not self._spread()):
             self.position = ""
-        if self.position:
+        if self.position and not self._fresh:
             await self._prove()
         if not self.position:
             await self._list()
@@ -226,6 +227,7 @@ class ListWatch(Generic[T]):
         self._behind = -1
         self._seen = version
         self.position = found.resource_version
+        self._fresh = True
         self._suspect = False
         self._verify_at = math.inf
         self._listed_at = self._now()
@@ -252,6 +254,7 @@ class ListWatch(Generic[T]):
             "timeoutSeconds": str(lifetime),
         }
         lines = stream.LineSplitter(self._event_limit)
+        self._fresh = False
         self._leave_at = math.inf
         try:
             async with asyncio.timeout(self._patience()) as self._deadline:

@@ -153,6 +153,18 @@ async def test_a_410_on_connect_is_one_relist(server: ScriptedApi, start: Callab
     assert (server.count("list"), server.count("watch")) == (2, 2)
 
 
+async def test_what_was_loaded_is_followed_without_another_question(server: ScriptedApi, api: Api):
+    server.put(PATH, node("a"))
+    watcher = Watcher(api)
+    await watcher.watch.load()
+    server.put(PATH, node("b"))
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(watcher.watch.run())
+        await equal(watcher, server)
+        running.cancel()
+    assert [server.count(verb) for verb in ("list", "ask", "watch")] == [1, 0, 1]
+
+
 async def test_a_503_in_text_is_waited_out_ever_longer(server: ScriptedApi, start: Callable[..., Watcher]):
     server.put(PATH, node("a"))
     server.on("watch", *[scripted.refuse_in_text(503, "upstream connect error")] * 8)

@@ -1,12 +1,14 @@
 """What is known of Services' addresses, from an API server that serves ServiceCIDRs or not, and lets us read or not."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from netloom.api.core import SERVICE_CIDRS, SERVICES, Service, ServiceCIDR, ServiceCIDRSpec, ServiceSpec
 from netloom.api.meta import ObjectMeta
 from netloom.runtime.errors import ApiError, Forbidden, NotFound
+from netloom.runtime.store import Store
 from netloom_reconcilers.cluster.allocation import service_ranges
 from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRanges
 
@@ -21,12 +23,10 @@ class Api:
         self.answers = answers
         self.asked: list[str] = []
 
-    async def version(self, res: object, *, namespace: str = "", field_selector: str = "") -> str:
-        kind = getattr(res, "kind")  # noqa: B009
+    def ask(self, kind: str, namespace: str, field_selector: str) -> None:
         self.asked.append(f"{kind} {namespace} {field_selector}".strip())
         if kind in self.answers:
             raise self.answers[kind]
-        return "1"
 
 
 class Watch:
@@ -34,17 +34,17 @@ class Watch:
 
     world: dict[str, list[Service | ServiceCIDR]] = {}  # noqa: RUF012
 
-    def __init__(self, api: Api, store: object, **_chosen: str) -> None:
-        self.store = store
+    def __init__(self, api: Api, store: Store[Any], *, namespace: str, field_selector: str) -> None:
+        self.api, self.store = api, store
+        self.chosen = namespace, field_selector
+
+    async def load(self) -> None:
+        self.api.ask(self.store.resource.kind, *self.chosen)
+        objects = self.world[self.store.resource.kind]
+        self.store.replace({f"{each.metadata.namespace}/{each.metadata.name}".lstrip("/"): each for each in objects})
 
     async def run(self) -> None:
-        store = self.store
-        objects = {f"{each.metadata.namespace}/{each.metadata.name}".lstrip("/"): each for each in self._objects()}
-        store.replace(objects)  # type: ignore[attr-defined]
         await asyncio.Event().wait()
-
-    def _objects(self) -> list[Service | ServiceCIDR]:
-        return self.world[self.store.resource.kind]  # type: ignore[attr-defined]
 
 
 KUBERNETES = Service(

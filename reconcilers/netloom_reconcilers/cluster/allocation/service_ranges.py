@@ -77,10 +77,10 @@ class ServiceRanges:
 
     async def _follow(self, store: Store[Any], namespace: str = "", field_selector: str = "") -> None:
         while True:
+            watch = ListWatch(self._api, store, namespace=namespace, field_selector=field_selector)
             try:
-                await self._api.version(store.resource, namespace=namespace, field_selector=field_selector)
-                self._refused.pop(store.resource.kind, None)
-                await ListWatch(self._api, store, namespace=namespace, field_selector=field_selector).run()
+                await watch.load()
+                await watch.run()
             except (NotFound, Forbidden) as error:
                 refused = "" if isinstance(error, NotFound) else str(error)
                 self._answer(store.resource, refused)
@@ -90,6 +90,7 @@ class ServiceRanges:
                 await asyncio.sleep(max(TRY_AGAIN_SECONDS, error.retry_after or 0.0))
 
     def _answer(self, of: Resource[Any], refused: str = "") -> None:
+        self._refused.pop(of.kind, None)
         if refused:
             self._refused[of.kind] = refused
         self._answered.add(of.kind)
