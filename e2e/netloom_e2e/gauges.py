@@ -12,6 +12,7 @@ from http.client import HTTPSConnection
 from pathlib import Path
 from typing import NamedTuple
 
+from netloom_e2e import audit_log
 from netloom_e2e.client import Client
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -68,10 +69,8 @@ class Lists:
 
     def first(self, since: float) -> float:
         """When the user's first list after `since` arrived, both in seconds of the wall clock; 0 if none did yet."""
-        if not self._log.exists():
-            return 0.0
-        lines = [json.loads(line) for line in self._log.read_text().splitlines()]
-        times = [dt.datetime.fromisoformat(line["requestReceivedTimestamp"]).timestamp() for line in lines]
+        received = [json.loads(line)["requestReceivedTimestamp"] for line in audit_log.lines(self._log)]
+        times = [dt.datetime.fromisoformat(each).timestamp() for each in received]
         return min((each for each in times if each >= since), default=0.0)
 
 

@@ -11,6 +11,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from netloom_e2e import audit_log
+
 POLICY = """\
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -125,7 +127,7 @@ class Audit:
 
     def begin(self) -> None:
         """What was until now is not counted."""
-        self._from = len(self._log.read_text().splitlines())
+        self._from = len(audit_log.lines(self._log))
 
     def used(self, user: str) -> set[Right]:
         """What the user asked for and was granted."""
@@ -154,7 +156,7 @@ class Audit:
 
     def _asked(self, user: str) -> set[tuple[Right, bool]]:
         found = set()
-        for line in self._log.read_text().splitlines()[self._from :]:
+        for line in audit_log.lines(self._log)[self._from :]:
             event = json.loads(line)
             about = event.get("objectRef", {})
             if event["user"]["username"] != user or "resource" not in about:
