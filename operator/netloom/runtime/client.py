@@ -25,6 +25,7 @@ from netloom.runtime.connection import ApiPools, Connections
 from netloom.runtime.credentials import Credentials
 from netloom.runtime.errors import ApiError, ConfigError, Gone, Unauthorized, Unavailable
 from netloom.runtime.http import aiohttp
+from netloom.runtime.time_limits import TimeLimit, TimeLimits
 from netloom.runtime.tls import ApiEndpoint
 from netloom.runtime.wire import ENCODER, Listing, Page, decode, decode_page, encode
 
@@ -40,6 +41,8 @@ PATCH_TYPES = {"merge": "application/merge-patch+json", "apply": "application/ap
 _JSON = "application/json"
 _METADATA = f"{_JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,{_JSON}"
 """Of a list: of the objects no more than their metadata."""
+_CONNECTING = aiohttp.ClientTimeout(total=None, sock_connect=connection.CONNECT_SECONDS)
+"""All that is left to aiohttp of time-outs."""
 _NO_WARNINGS = {"fieldValidation": "Ignore"}
 """Of unknown fields, in a header that nobody reads: 3 % of what a NetloomNode costs the server."""
 
@@ -60,7 +63,7 @@ class Api(AbstractAsyncContextManager["Api", None]):
     ) -> None:
         self.clock = ServerClock()
         self._auth = auth
-        self._timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=connection.CONNECT_SECONDS)
+        self._limits = TimeLimits(timeout)
         self._connections = Connections(auth, connections, user_agent)
 
     @classmethod
@@ -244,8 +247,8 @@ class Api(AbstractAsyncContextManager["Api", None]):
         timeout: float | None = None,
     ) -> bytes:
         """One request, to the end of its answer's body. `timeout` in seconds for all of it. Raises ApiError."""
-        limits = self._timeout if timeout is None else aiohttp.ClientTimeout(total=timeout)
         where = f"{method} {path}"
+        limit = self._limits if timeout is None else TimeLimit(timeout)
         for may_repeat in (True, False):
             token = await self._auth.authorization()
             headers = {"Accept": accept, **({"Authorization": token} if token else {})}
@@ -254,17 +257,23 @@ class Api(AbstractAsyncContextManager["Api", None]):
             with self._connections.use() as pools:
                 endpoint = pools.endpoint
                 try:
-                    async with pools.requests.request(
-                        method, _url(endpoint, path, query), data=body, headers=headers, timeout=limits, **pools.options
-                    ) as response:
-                        self.clock.heard(response.headers.get("Date"))
-                        content = await response.read()
+                    with limit:
+                        async with pools.requests.request(
+                            method,
+                            _url(endpoint, path, query),
+                            data=body,
+                            headers=headers,
+                            timeout=_CONNECTING,
+                            **pools.options,
+                        ) as response:
+                            self.clock.heard(response.headers.get("Date"))
+                            content = await response.read()
                 except (aiohttp.ClientError, TimeoutError, OSError) as error:
                     if (
                         await self._mended(error, endpoint) and may_repeat and isinstance(error, aiohttp.ClientSSLError)
                     ):  # nothing was sent
                         continue
-                    raise self._unanswered(where, error, pools, limits.total) from error
+                    raise self._unanswered(where, error, pools, limit.seconds) from error
             if response.status < 300:
                 return content
             if response.status == 401 and may_repeat and await self._auth.look_again(endpoint, refused=token):
@@ -299,7 +308,6 @@ class Api(AbstractAsyncContextManager["Api", None]):
 
         Raises ApiError, and ConnectionReplaced when the endpoint was replaced on disk.
         """
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=connection.CONNECT_SECONDS)
         token = await self._auth.authorization()
         headers = {"Authorization": token} if token else {}
         where = f"GET {path}"
@@ -307,7 +315,7 @@ class Api(AbstractAsyncContextManager["Api", None]):
             endpoint = pools.endpoint
             try:
                 async with pools.watches.get(
-                    _url(endpoint, path, query), headers=headers, timeout=limits, **pools.options
+                    _url(endpoint, path, query), headers=headers, timeout=_CONNECTING, **pools.options
                 ) as response:
                     self.clock.heard(response.headers.get("Date"))
                     if response.status != 200:

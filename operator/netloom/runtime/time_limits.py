@@ -1,7 +1,7 @@
 """Time limits of what is done again and again.
 
-`asyncio.timeout` sets a timer for each run and takes it back, which costs 5 to 10 µs, and twice that for each node that
-gets its blocks. Here a timer stays until it goes off, and is then set for the run that is on.
+`asyncio.timeout` sets a timer for each run and takes it back, as do aiohttp's time-outs, which costs 5 to 10 µs. Here a
+timer stays until it goes off, and is then set for the run that is on.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ class TimeLimit:
     """A context for one run after the other, by any tasks of one loop: raises TimeoutError where one took `seconds`."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._until = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[object] | None = None
@@ -28,7 +28,7 @@ class TimeLimit:
         assert task is not None, "a coroutine runs in a task"
         assert self._task is None, "one run at a time"
         self._task, self._before, self._expired = task, task.cancelling(), False
-        self._until = loop.time() + self._seconds
+        self._until = loop.time() + self.seconds
         if self._timer is None:
             self._timer = loop.call_at(self._until, self._look)
 
@@ -54,25 +54,41 @@ class TimeLimit:
             self._task.cancel()
 
 
+class TimeLimits:
+    """A TimeLimit for runs of several tasks at the same time, each of which has one run at a time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._free: list[TimeLimit] = []
+        self._used: dict[asyncio.Task[object] | None, TimeLimit] = {}
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task not in self._used, "one run at a time"
+        limit = self._used[task] = self._free.pop() if self._free else TimeLimit(self.seconds)
+        limit.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        limit = self._used.pop(asyncio.current_task())
+        self._free.append(limit)
+        limit.__exit__(kind, error, where)
+
+
 class TimedSemaphore:
     """An asyncio.Semaphore of `count`, whose holders get a TimeoutError when they have held it for `seconds`."""
 
     def __init__(self, count: int, seconds: float) -> None:
         self._free = asyncio.Semaphore(count)
-        self._limits = [TimeLimit(seconds) for _ in range(count)]
-        self._used: dict[asyncio.Task[object] | None, TimeLimit] = {}
+        self._limits = TimeLimits(seconds)
 
     async def __aenter__(self) -> None:
         await self._free.acquire()
-        limit = self._used[asyncio.current_task()] = self._limits.pop()
-        limit.__enter__()
+        self._limits.__enter__()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        limit = self._used.pop(asyncio.current_task())
-        try:
-            limit.__exit__(kind, error, where)
-        finally:
-            self._limits.append(limit)
-            self._free.release()
+        self._free.release()
+        self._limits.__exit__(kind, error, where)

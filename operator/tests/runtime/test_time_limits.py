@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from netloom.runtime.time_limits import TimedSemaphore, TimeLimit
+from netloom.runtime.time_limits import TimedSemaphore, TimeLimit, TimeLimits
 from tests.runtime.virtual import in_virtual_time
 
 
@@ -14,7 +14,7 @@ def now() -> float:
     return round(asyncio.get_running_loop().time(), 2)
 
 
-async def run(limit: TimeLimit, work: Coroutine[Any, Any, Any]) -> str:
+async def run(limit: TimeLimit | TimeLimits, work: Coroutine[Any, Any, Any]) -> str:
     with limit:
         await work
     return "done"
@@ -100,6 +100,24 @@ async def test_of_two_around_each_other_the_shorter_counts():
         await run(inner, run(outer, asyncio.sleep(600)))
     with pytest.raises(TimeoutError):
         await run(outer, run(TimeLimit(600), asyncio.sleep(600)))
+
+
+@in_virtual_time
+async def test_each_of_several_tasks_has_its_own_time_and_no_more_timers_are_set_than_run_at_once():
+    limits, ends = TimeLimits(5), []
+
+    async def begins_after(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        with pytest.raises(TimeoutError):
+            await run(limits, asyncio.sleep(600))
+        ends.append(now())
+
+    for began in (0, 7):
+        await asyncio.gather(*map(begins_after, (0, 1, 2)))
+        assert ends[-3:] == [began + 5, began + 6, began + 7]
+    for _ in range(20):
+        await asyncio.gather(*(run(limits, asyncio.sleep(0.1)) for _ in range(3)))
+        assert timers() <= 3
 
 
 @in_virtual_time
