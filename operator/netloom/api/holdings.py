@@ -57,6 +57,9 @@ def block_texts(ipam: NodeIPAM) -> tuple[str, ...]:
 def cidrs_of(texts: tuple[str, ...]) -> tuple[Cidr, ...]:
     """The CIDRs that texts mean, host bits dropped, each once; what is no CIDR is left out. Several ask in turn when a
     node's object changes."""
+    if len(texts) == 1:  # of most nodes
+        cidr = Cidr.masked(texts[0])
+        return () if cidr is None else (cidr,)
     return tuple(dict.fromkeys(cidr for cidr in map(Cidr.masked, texts) if cidr is not None))
 
 

@@ -55,7 +55,7 @@ class Allocator:
         something that no ledger knew of is held no more."""
         before = self.assignments.unrecorded.get(node, ())
         self.blocks.put_back(self.assignments.hold(node, cidrs))
-        return not set(before) <= set(self.assignments.unrecorded.get(node, ()))
+        return bool(before) and not set(before) <= set(self.assignments.unrecorded.get(node, ()))
 
     def forget(self, node: str) -> None:
         """The node is gone: what it had by a ledger that vanished is anybody's."""

@@ -84,10 +84,10 @@ class FreeBlocks:
         new: list[Cidr] = []
         refusal: Refusal | None = None
         for block in self._asked(request):
-            found: Cidr | Refusal = block.cidr if isinstance(block, Block) else self._take(block)
-            if isinstance(found, Cidr):
-                obstacle = self.obstacle(found, request.node)
-                found = obstacle or found
+            if isinstance(block, Block):
+                found: Cidr | Refusal = self.obstacle(block.cidr, request.node) or block.cidr
+            else:
+                found = self._take(block)
             if not isinstance(found, Cidr):
                 refusal = refusal or found
                 if request.partly:
@@ -127,6 +127,7 @@ class FreeBlocks:
         return None
 
     def _take(self, want: Want) -> Cidr | Refusal:
+        """One block."""
         pool = self._pools.get((want.pool, want.version))
         if pool is None or pool.draining:
             message = f"NetloomIPPool {want.pool} has no IPv{want.version} blocks to give any more"
@@ -153,10 +154,11 @@ class FreeBlocks:
         spare = self._spare(request.node)
         for want in self._wanted(request, spare):
             mine = [cidr for cidr in spare if self._is_of(cidr, want)][: want.blocks]
-            yield from (Block(want.pool, cidr) for cidr in mine)
+            for cidr in mine:
+                yield Block(want.pool, cidr)
             for _ in range(want.blocks - len(mine)):
                 former = self._former_block(request.node, want)
-                yield Block(want.pool, former) if former else want._replace(blocks=1)
+                yield Block(want.pool, former) if former else want
 
     def _wanted(self, request: BlockRequest, spare: Sequence[Cidr]) -> Iterable[Want]:
         """What it wants, and what it had of a family that the cluster's CIDRs have no more."""

@@ -94,7 +94,7 @@ class Grant:
     @property
     def cidrs(self) -> tuple[Cidr, ...]:
         """The blocks, of whatever pool."""
-        return tuple(block.cidr for block in self.blocks)
+        return tuple([block.cidr for block in self.blocks])
 
 
 Decision = Grant | Refusal | None

@@ -6,6 +6,7 @@ out, and all that does make sense goes on.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from netloom.api.core import Node
@@ -53,7 +54,7 @@ class PoolSettings:
     overlaps: tuple[Overlap, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settings:
     """How pod CIDRs come about in IPAM mode `mode`. default_pool: which pool every node uses, in `multi-pool`."""
 
@@ -66,7 +67,7 @@ class Settings:
         """What the mode does."""
         return mode_named(self.mode)
 
-    @property
+    @cached_property
     def families(self) -> tuple[Family, ...]:
         """Of all pools."""
         return tuple(family for pool in self.pools for family in pool.families)

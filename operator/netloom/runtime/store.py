@@ -87,10 +87,11 @@ class Store(Generic[T]):
 
     def put(self, obj: T) -> bool:
         """Takes in what a writer was answered; False if the cache already had it, or a newer one."""
-        version = version_of(obj.metadata.resource_version)
+        key, version = key_of(obj), version_of(obj.metadata.resource_version)
+        known = self._known(key)
         if version:
-            self.on_answer(self._known(key_of(obj)), version)
-        return self.take(obj)
+            self.on_answer(known, version)
+        return self._take(key, obj, version, known, None)
 
     def take(self, obj: T, relevant: Callable[[T, T], bool] | None = None) -> bool:
         """Takes in a newer version of an object; False if the cache already had it, or a newer one.
@@ -98,10 +99,12 @@ class Store(Generic[T]):
         `relevant(old, new)` False: the cache changes (its version is what the next write must name), nobody is told.
         """
         key = key_of(obj)
-        old = self._objects.get(key)
-        version = version_of(obj.metadata.resource_version)
-        if version and version <= self._known(key):
+        return self._take(key, obj, version_of(obj.metadata.resource_version), self._known(key), relevant)
+
+    def _take(self, key: str, obj: T, version: int, known: int, relevant: Callable[[T, T], bool] | None) -> bool:
+        if version and version <= known:
             return False
+        old = self._objects.get(key)
         if old is None:
             self._deleted.pop(key, None)
         self._objects[key] = obj

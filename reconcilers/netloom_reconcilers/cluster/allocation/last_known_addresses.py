@@ -154,6 +154,8 @@ class LastKnownAddresses(Member):
     def _accepted(self, node: Node, obj: NetloomNode | None) -> Reported:
         """What the Node reports, but for what lies in a pod CIDR."""
         found = reported_by(node)
+        if obj is not None and obj.spec.addresses == found.addresses:
+            return found  # it has all of them
         if not any(map(self._allocator.given, found.internal)):
             return found
         return of_addresses(tuple(each for each in found.addresses if self.in_pod_cidr(each, obj) is None))
@@ -239,7 +241,7 @@ class LastKnownAddresses(Member):
         found, since = self._accepted(node, obj), node.metadata.creation_timestamp
         if obj is None:
             return Claim(found.internal, _unready(node), since)
-        absent = frozenset(addresses_in(obj.status.absent_addresses))
+        absent = addresses_in(obj.status.absent_addresses) if obj.status.absent_addresses else ()
         current = found.internal
         if obj.spec.addresses != found.addresses or len(current) > 1:
             firsts = {_family(each): each.ip for each in reversed(obj.spec.addresses) if each.type == _INTERNAL}

@@ -26,7 +26,7 @@ from netloom.ipam.settings import Settings
 from netloom.runtime.store import Unsubscribe
 from netloom_reconcilers.cluster.allocation import node_objects
 from netloom_reconcilers.cluster.allocation.incarnation import BlocksFreed, Changed, Incarnation, Member
-from netloom_reconcilers.cluster.allocation.node_objects import Reported, reported_by
+from netloom_reconcilers.cluster.allocation.node_objects import Reported, addresses_of, reported_by
 from netloom_reconcilers.cluster.allocation.service_ranges import ServiceRange
 
 
@@ -98,8 +98,16 @@ class Reserved(Member):
             self._publish(Changed.RESERVED)
 
     def _object_changed(self, key: str, old: NetloomNode | None, new: NetloomNode | None) -> None:
-        if self._prefixes and (old is None or new is None or _said(old) != _said(new)):
-            self._note(key)
+        if not self._prefixes or (old is not None and new is not None and _said(old) == _said(new)):
+            return
+        if old is None and new is not None and self._adds_nothing(new):
+            return
+        self._note(key)
+
+    def _adds_nothing(self, new: NetloomNode) -> bool:
+        """Whether a NetloomNode that was just made says no more than its Node: that is known."""
+        node = self._nodes.get(new.metadata.name)
+        return node is not None and not new.status.connected_cidrs and new.spec.addresses == addresses_of(node)
 
     def _services_changed(self) -> None:
         self._keep(self._of_services, "", dict.fromkeys(each.cidr for each in self.services.known))
